@@ -1,0 +1,61 @@
+"""Errors a user can act on. The command line prints them as sentences, never as tracebacks."""
+
+from __future__ import annotations
+
+
+class MmalignError(Exception):
+    """A problem the user can fix, told as: what, where, got, wanted, next move.
+
+    Example: DataError("image cannot be read", where="row 12 (id coco-7), column images",
+                       got="0 bytes", wanted="a JPEG or PNG", fix="delete the row or the file")
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        got: object = None,
+        wanted: object = None,
+        fix: str | None = None,
+    ) -> None:
+        self.what, self.where, self.got, self.wanted, self.fix = what, where, got, wanted, fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        if self.got is not None:
+            text += f"; got {self.got}"
+        if self.wanted is not None:
+            text += f"; wanted {self.wanted}"
+        if self.fix:
+            text += f". {self.fix[0].upper()}{self.fix[1:]}."
+        return text
+
+
+class ConfigError(MmalignError):
+    """A recipe, builder or eval config is wrong; carries all of a file's problems at once."""
+
+
+class DataError(MmalignError):
+    """A dataset, a row or a media file is wrong."""
+
+
+class MediaError(DataError):
+    """An image or clip cannot be read, or must not be."""
+
+
+class SchemaMismatch(DataError):
+    """A dataset lacks a column that a loss or a builder needs."""
+
+
+class ModelError(MmalignError):
+    """A checkpoint, processor or model family is wrong."""
+
+
+class MissingExtra(MmalignError):
+    """An optional package is not installed; the message holds the line that installs it."""
+
+
+class TrainingError(MmalignError):
+    """Training cannot go on: a non-finite loss, a reference that is not one, an unusable resume."""

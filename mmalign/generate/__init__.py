@@ -1,0 +1,1 @@
+"""Text from models: one protocol, several backends."""

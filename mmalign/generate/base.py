@@ -1,0 +1,68 @@
+"""The Generator protocol: what builders and evals ask of a model, whatever serves it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from mmalign.records import Media, Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt to continue.
+
+    `prefill` is the start of the assistant's answer, given and not generated; the returned text
+    does not repeat it. `media_root` is the folder that the images' paths are relative to.
+    `num_tokens`, where set, asks for exactly so many new tokens (Re-Align's masked segments).
+    Example: Request(id="coco-7", prompt=user("Describe the image.", images=1), images=(…,))
+    """
+
+    id: str
+    prompt: tuple[Message, ...]
+    images: tuple[Media, ...] = ()
+    media_root: Path | None = None
+    prefill: str = ""
+    num_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How to decode. Temperature 0 is greedy; every request draws from (seed, its id) alone."""
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """The text that came back; `finished` is False where the token limit cut it."""
+
+    id: str
+    text: str
+    num_tokens: int
+    finished: bool
+
+
+class Generator(Protocol):
+    """Turns requests into texts, in the order asked."""
+
+    @property
+    def name(self) -> str:
+        """What identifies the model in caches and manifests: path or hub name, and revision."""
+        ...
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
+        """Answer every request. Raises MediaError, naming the request, on an unreadable picture."""
+        ...
+
+
+def request_seed(seed: int, request_id: str) -> int:
+    """A seed that depends on the run's seed and the request's id only, never on its neighbours."""
+    digest = hashlib.sha256(f"{seed}\x00{request_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
