@@ -1,0 +1,1 @@
+"""Builders: media in, typed preference records out."""

@@ -1,0 +1,1 @@
+"""Importers: other tools' preference formats into our records."""

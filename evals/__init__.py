@@ -1,0 +1,1 @@
+"""Evaluation: a checkpoint in, scores with their uncertainty out."""

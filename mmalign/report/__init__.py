@@ -1,0 +1,1 @@
+"""HTML pages: one self-contained file, no network, all text escaped."""

@@ -1,0 +1,1 @@
+"""Training: one loop, objectives by what a batch holds."""

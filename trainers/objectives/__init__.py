@@ -1,0 +1,1 @@
+"""Objectives: rows to candidates and a loss, one module for each shape of batch."""
