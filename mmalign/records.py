@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, partial
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from mmalign.errors import DataError
@@ -195,6 +195,19 @@ def prompt_text(prompt: Sequence[Message]) -> str:
     )
 
 
+def media_of(record: Record) -> Iterator[tuple[str, Media]]:
+    """Yield every image and clip of a record with the column it stands in."""
+    if isinstance(record, ImagePreference):
+        yield from (("chosen", record.chosen), ("rejected", record.rejected))
+        return
+    columns = ["images", "videos"]
+    if isinstance(record, Preference):
+        columns += ["contrast_images", "contrast_videos"]
+    for column in columns:
+        for media in getattr(record, column):
+            yield column, media
+
+
 def kind_name(kind: type[Any]) -> str:
     """The name of a record class on disk: `Preference` is `preference`."""
     return next(name for name, known in KINDS.items() if known is kind)
@@ -206,10 +219,10 @@ def to_row(record: Record) -> dict[str, Any]:
 
 
 def from_row(kind: type[RecordT], row: dict[str, Any], *, where: str = "row") -> RecordT:
-    """A record from a row of plain values. Raises DataError naming a missing or ill-typed column."""
+    """A record from a row of plain values. Raises DataError naming the column that does not fit."""
     try:
-        return _build(kind, row)
-    except (KeyError, TypeError, ValueError) as error:
+        return _reader(kind)(row)
+    except (TypeError, ValueError) as error:
         name = kind_name(kind)
         raise DataError(f"is no {name} record: {error}", where=where) from None
 
@@ -308,43 +321,65 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-@lru_cache(maxsize=None)
+@cache
 def _hints(kind: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+    # The namespaces are given: Media has a field named `bytes`, which would shadow the builtin.
+    return typing.get_type_hints(kind, globals(), {})
 
 
-def _build(hint: Any, value: Any) -> Any:
-    """Rebuild nested dataclasses and tuples from plain values, by type hint."""
+@cache
+def _reader(hint: Any) -> Callable[[Any], Any]:
+    """The function that rebuilds a value of this type hint from plain values; made once each."""
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        inner = next(arg for arg in get_args(hint) if arg is not type(None))
-        return None if value is None else _build(inner, value)
+        return _reader(next(arg for arg in get_args(hint) if arg is not type(None)))
     if origin is tuple:
-        return tuple(_build(get_args(hint)[0], item) for item in value or ())
+        return partial(_read_tuple, _reader(get_args(hint)[0]))
     if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise TypeError(f"wanted a {hint.__name__}, got {type(value).__name__}")
-        kwargs = {}
-        for field in dataclasses.fields(hint):
-            required = (
-                field.default is dataclasses.MISSING
-                and field.default_factory is dataclasses.MISSING
-            )
-            if value.get(field.name) is None and not required:
-                continue
-            if field.name not in value:
-                raise KeyError(f"column {field.name} is missing")
-            kwargs[field.name] = _build(_hints(hint)[field.name], value[field.name])  # type: ignore[arg-type]
-        return hint(**kwargs)
+        hints = _hints(hint)  # type: ignore[arg-type]
+        fields = [
+            (f.name, f.default is dataclasses.MISSING, _reader(hints[f.name]))
+            for f in dataclasses.fields(hint)
+        ]
+        return partial(_read_fields, hint, fields)
     if origin is Literal:
-        if value not in get_args(hint):
-            raise ValueError(f"{value!r} is none of {', '.join(map(repr, get_args(hint)))}")
-        return value
-    if hint is float and isinstance(value, int):
-        return float(value)
-    if not isinstance(value, hint):
-        raise TypeError(f"wanted {hint.__name__}, got {type(value).__name__}")
+        return partial(_read_choice, get_args(hint))
+    return partial(_read_plain, (int, float) if hint is float else hint, hint)
+
+
+def _read_fields(kind: Any, fields: list[tuple[str, bool, Any]], row: Any) -> Any:
+    if not isinstance(row, dict):
+        raise TypeError(f"wanted a {kind.__name__}, got {type(row).__name__}")
+    values = {}
+    for name, required, read in fields:
+        value = row.get(name)
+        if value is None:
+            if required:
+                raise ValueError(f"column {name} is {'null' if name in row else 'missing'}")
+            continue
+        try:
+            values[name] = read(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name}: {error}") from None
+    return kind(**values)
+
+
+def _read_tuple(read: Callable[[Any], Any], value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"wanted a list, got {type(value).__name__}")
+    return tuple(map(read, value))
+
+
+def _read_choice(choices: tuple[str, ...], value: Any) -> str:
+    if value not in choices:
+        raise ValueError(f"{value!r} is none of {', '.join(map(repr, choices))}")
     return value
+
+
+def _read_plain(accepted: Any, kind: type[Any], value: Any) -> Any:
+    if not isinstance(value, accepted):
+        raise TypeError(f"wanted {kind.__name__}, got {type(value).__name__}")
+    return kind(value)
 
 
 def _arrow_type(hint: Any) -> Any:
