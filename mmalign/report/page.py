@@ -27,7 +27,7 @@ from mmalign.store import write_atomically
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Kind = Literal["bad", "good"]
+Kind = Literal["bad", "good", "quiet"]
 
 # "0.31", "−12.5 %", "0.31 ± 0.02", "1,024", "p < 0.001", "0.003 *"
 _NUMBER = re.compile(r"(p\s*)?[<>≈~]?\s*[-+−±]?\s*\d[\d.,\s%±×+−e*-]*")
@@ -36,7 +36,10 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Marked:
-    """A text some of whose parts are highlighted; `parts` joined in order are the whole text."""
+    """A text some of whose parts are highlighted; `parts` joined in order are the whole text.
+
+    bad and good tint words; quiet sets them small and grey, such as an interval under a number.
+    """
 
     parts: tuple[tuple[str, Kind | None], ...]
 
@@ -74,7 +77,8 @@ class Page:
     ) -> None:
         """A table whose first column names the row; columns of numbers are right-aligned.
 
-        Cells are str, numbers, Marked, or None, which shows as an en dash.
+        Cells are str, numbers, Marked, or None, which shows as an en dash. A cell of several
+        lines counts as a number when its first line is one.
         Raises ValueError when a row is not as long as `columns`.
         """
         for index, row in enumerate(rows):
@@ -195,8 +199,8 @@ def _shown(cell: object) -> str | Marked:
 
 
 def _is_numeric(cells: Sequence[object]) -> bool:
-    present = [str(_shown(cell)).strip() for cell in cells if cell is not None]
-    return bool(present) and all(_NUMBER.fullmatch(text) for text in present)
+    present = [str(_shown(cell)).partition("\n")[0] for cell in cells if cell is not None]
+    return bool(present) and all(_NUMBER.fullmatch(text.strip()) for text in present)
 
 
 def _words(text: str) -> list[str]:

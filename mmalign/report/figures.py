@@ -1,0 +1,156 @@
+"""Drawings for a report page: SVG strings whose colours follow the page, light or dark.
+
+Colours are CSS variables of the page's style sheet, with a fallback for an SVG opened alone. The
+same numbers give the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Matplotlib wants real colours, so it draws in these, each replaced by its variable afterwards.
+_INK = {"#010101": "var(--quiet, #777)", "#020202": "var(--line, #ccc)"}
+_SERIES = ("#2b6cb0", "#c05621", "#2f855a", "#8a4fbf", "#a8336a", "#7a6a1f", "#32808c", "#6b7280")
+_VARIABLES = _INK | {color: f"var(--series-{i}, {color})" for i, color in enumerate(_SERIES, 1)}
+_DASHES = ("solid", (0, (6, 1.5)), (0, (1.5, 1)))
+_LEGEND_COLUMNS = 2
+_RC = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.edgecolor": "#020202",
+    "axes.labelcolor": "#010101",
+    "axes.titlecolor": "#010101",
+    "text.color": "#010101",
+    "xtick.color": "#020202",
+    "ytick.color": "#020202",
+    "xtick.labelcolor": "#010101",
+    "ytick.labelcolor": "#010101",
+    "grid.color": "#020202",
+    "grid.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+}
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+) -> str:
+    """One line per named series of (x, y) points; points that are not finite leave a gap."""
+    with _axes(5.4, 3.3 + 0.2 * _legend_rows(series), title or ylabel) as (figure, axes):
+        for index, (name, points) in enumerate(series.items()):
+            axes.plot(
+                [x for x, _ in points],
+                [y if math.isfinite(y) else math.nan for _, y in points],
+                color=_SERIES[index % len(_SERIES)],
+                linestyle=_DASHES[index % len(_DASHES)],
+                linewidth=1.6,
+                marker="o" if len(points) == 1 else None,
+                markersize=4,
+                label=_plain(name),
+            )
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel if title else "")
+        axes.locator_params(axis="x", nbins=6, integer=_whole(series))
+        axes.grid(axis="y")
+        if len(series) > 1:
+            figure.legend(loc="outside lower left", ncols=_LEGEND_COLUMNS, handlelength=2.2)
+        return _svg(figure, f"{title or ylabel} over {xlabel}")
+
+
+def bars_with_intervals(
+    labels: Sequence[str],
+    values: Sequence[float],
+    intervals: Sequence[tuple[float, float] | None],
+    *,
+    xlabel: str = "",
+    title: str = "",
+) -> str:
+    """Horizontal bars from zero, top to bottom, each with its interval as a whisker."""
+    with _axes(5.4, 0.9 + 0.42 * len(labels), title or xlabel) as (figure, axes):
+        rows = range(len(labels))
+        axes.barh(rows, values, height=0.6, color=_SERIES[0], alpha=0.75)
+        for row, interval in zip(rows, intervals, strict=True):
+            if interval is not None:
+                axes.plot(interval, (row, row), color="#010101", linewidth=1.4, marker="|")
+        ends = [max(v, i[1] if i else v) for v, i in zip(values, intervals, strict=True)]
+        for row, value, end in zip(rows, values, ends, strict=True):
+            axes.annotate(
+                f"{value:.1f}",
+                (max(end, 0), row),
+                xytext=(6, 0),
+                textcoords="offset points",
+                verticalalignment="center",
+            )
+        axes.set_yticks(rows, [_plain(label) for label in labels])
+        axes.tick_params(axis="y", length=0)
+        axes.invert_yaxis()
+        axes.set_xlim(left=min([0.0, *values]), right=1.12 * max([*ends, 1e-9]))
+        axes.set_xlabel(xlabel if title else "")
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        return _svg(figure, title or xlabel)
+
+
+def _legend_rows(series: Mapping[str, object]) -> int:
+    return math.ceil(len(series) / _LEGEND_COLUMNS) if len(series) > 1 else 0
+
+
+def _whole(series: Mapping[str, Sequence[tuple[float, float]]]) -> bool:
+    return all(float(x).is_integer() for points in series.values() for x, _ in points)
+
+
+def _plain(name: str) -> str:
+    """A label that matplotlib shows as it is: it hides those that begin with an underscore."""
+    return f"\u200b{name}" if name.startswith("_") else name
+
+
+@contextmanager
+def _axes(width: float, height: float, title: str) -> Iterator[tuple[Figure, Axes]]:
+    """A transparent figure with one set of axes, drawn in the page's own style."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    # Salted by title, so that the figures of one page share no element id.
+    with matplotlib.rc_context(_RC | {"svg.hashsalt": title}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        axes.set_title(title, loc="left", fontsize=11)
+        yield figure, axes
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The figure as an <svg> element to stand inside HTML: no prolog, no metadata, own fonts."""
+    sink = io.StringIO()
+    figure.savefig(sink, format="svg", metadata={"Date": None})
+    text = sink.getvalue()
+    text = text[text.index("<svg") :].strip()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    # Inside a page this rule would restyle the whole document.
+    text = re.sub(r'<style type="text/css">.*?</style>', "", text, flags=re.DOTALL)
+    text = re.sub(r"'DejaVu Sans'(, '[^']*')*(, sans-serif)?", "system-ui, sans-serif", text)
+    for color, variable in _VARIABLES.items():
+        text = text.replace(color, variable)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1)
