@@ -1,0 +1,254 @@
+"""Load a policy: model, processor, adapters; say which of its parts will train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from mmalign.config import Strict
+from mmalign.errors import ModelError
+from mmalign.models.families import Family, family_of
+from mmalign.prepare import Preparer, TokenLimits
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Lora(Strict):
+    """Low-rank adapters. `targets` None takes the family's: every linear layer of the LLM."""
+
+    rank: PositiveInt = 64
+    alpha: PositiveInt = 128
+    dropout: NonNegativeFloat = 0.0
+    targets: str | tuple[str, ...] | None = None
+
+
+class TrainParts(Strict):
+    """Which parts of the model get gradients. With LoRA, `language_model` means its adapters."""
+
+    vision: bool = False
+    projector: bool = False
+    language_model: bool = True
+
+
+class ModelConfig(Strict):
+    """Where a model comes from and how it is loaded.
+
+    path: a local folder, or a hub name. adapter: a folder with a LoRA to merge in first.
+    max_pixels: larger pictures are shrunk to this many pixels, in training and evaluation alike.
+    """
+
+    path: str
+    revision: str | None = None
+    adapter: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    trust_remote_code: bool = False
+    max_pixels: PositiveInt | None = None
+    lora: Lora | None = None
+    train: TrainParts = TrainParts()
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One row of the table of what trains."""
+
+    name: str
+    num_parameters: int
+    num_trainable: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A loaded model with what it takes to feed it."""
+
+    model: nn.Module
+    preparer: Preparer
+    family: Family
+
+    @property
+    def processor(self) -> Any:
+        """The transformers processor."""
+        return self.preparer.processor
+
+    def save(self, path: str | Path) -> None:
+        """Save as transformers or peft would: safetensors, config, processor."""
+        self.model.save_pretrained(str(path))  # type: ignore[operator]
+        self.processor.save_pretrained(str(path))
+
+
+def load_policy(config: ModelConfig, limits: TokenLimits | None = None) -> Policy:
+    """Load a policy, add fresh LoRA adapters if asked, and freeze what shall not train.
+
+    Raises ModelError for a folder that is no complete checkpoint, or an unsupported family.
+    """
+    model, processor = load_model(config)
+    family = family_of(model.config)
+    model.requires_grad_(False)
+    if config.lora is not None:
+        model = _with_lora(model, family, config)
+    else:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(getattr(config.train, part_of(name, family)))
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    limits = limits or TokenLimits()
+    if config.max_pixels is not None:
+        limits = limits.model_copy(update={"max_pixels": config.max_pixels})
+    return Policy(
+        model=model, preparer=Preparer(processor, model.config, family, limits), family=family
+    )
+
+
+def load_model(config: ModelConfig) -> tuple[Any, Any]:
+    """The bare transformers model, its adapter merged, in eval mode, and its processor."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    path, adapter = _resolve_adapter(config)
+    _check_folder(path)
+    dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            path,
+            revision=config.revision,
+            dtype=dtype,
+            attn_implementation=config.attention,
+            trust_remote_code=config.trust_remote_code,
+        )
+        processor = _processor(path, config.revision, config.trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot be loaded ({_first_line(error)})",
+            where=path,
+            fix="check the path or hub name; a half-copied folder has to be copied again",
+        ) from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise ModelError(f"weights are damaged ({error})", where=path, fix="copy it again") from None
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+    return model.eval(), processor
+
+
+def load_processor(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Preparer:
+    """Only the preparer of a checkpoint, without its weights: for previews and estimates."""
+    from transformers import AutoConfig
+
+    _check_folder(path)
+    try:
+        config = AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+        processor = _processor(path, revision, trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot be loaded ({_first_line(error)})", where=path) from error
+    return Preparer(processor, config, family_of(config))
+
+
+def part_of(parameter: str, family: Family) -> Literal["vision", "projector", "language_model"]:
+    """Which part a parameter belongs to, by its name; the head counts as language model."""
+    inside = f".{parameter}."
+    if f".{family.projector}." in inside:
+        return "projector"
+    return "vision" if f".{family.vision}." in inside else "language_model"
+
+
+def part_table(policy: Policy) -> list[Part]:
+    """Parameters and trainable parameters of each part, for the table shown at the start."""
+    counts = {name: [0, 0] for name in ("vision", "projector", "language_model")}
+    for name, parameter in policy.model.named_parameters():
+        count = counts[part_of(name, policy.family)]
+        count[0] += parameter.numel()
+        count[1] += parameter.numel() * parameter.requires_grad
+    return [Part(name=n, num_parameters=a, num_trainable=t) for n, (a, t) in counts.items()]
+
+
+def trained_outside_adapter(model: nn.Module) -> list[str]:
+    """Trainable parameters that switching the adapter off does not restore.
+
+    peft restores `lora_` weights and `modules_to_save` copies; anything else that trains makes the
+    adapter-off model a moving one, which is no reference.
+    """
+    if not hasattr(model, "peft_config"):
+        return [name for name, p in model.named_parameters() if p.requires_grad]
+    restored = ("lora_", "modules_to_save")
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not any(mark in name for mark in restored)
+    ]
+
+
+def _with_lora(model: Any, family: Family, config: ModelConfig) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    assert config.lora is not None
+    if not config.train.language_model:
+        raise ModelError(
+            "LoRA adapts the language model, but model.train.language_model is false",
+            fix="drop model.lora, or set model.train.language_model=true",
+        )
+    targets = config.lora.targets or family.lora_targets
+    # Saved with the adapter, and given back when it is switched off.
+    whole = [m for m in ("vision", "projector") if getattr(config.train, m)]
+    model = get_peft_model(
+        model,
+        LoraConfig(
+            r=config.lora.rank,
+            lora_alpha=config.lora.alpha,
+            lora_dropout=config.lora.dropout,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            modules_to_save=[getattr(family, name).split(".")[-1] for name in whole] or None,
+            base_model_name_or_path=config.path,
+        ),
+    )
+    return model
+
+
+def _resolve_adapter(config: ModelConfig) -> tuple[str, str | None]:
+    """(base, adapter): a folder that holds only an adapter names its base itself."""
+    folder = Path(config.path)
+    if config.adapter is None and (folder / "adapter_config.json").exists():
+        from peft import PeftConfig
+
+        base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+        if not base:
+            raise ModelError("adapter names no base model", where=str(folder))
+        return base, str(folder)
+    return config.path, config.adapter
+
+
+def _check_folder(path: str) -> None:
+    """Refuse a local folder that is no complete checkpoint, before transformers tries the hub."""
+    folder = Path(path)
+    if folder.is_dir():
+        if (folder / "config.json").exists():
+            return
+        inner = folder / "model"
+        fix = f"did you mean {inner}?" if (inner / "config.json").exists() else (
+            "point to a folder with config.json and safetensors"
+        )
+        raise ModelError("is no complete checkpoint: it has no config.json", where=path, fix=fix)
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.startswith("runs/")
+    if looks_local:
+        raise ModelError("no such folder", where=path, fix="train it first, or correct the path")
+
+
+def _processor(path: str, revision: str | None, trust_remote_code: bool) -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(
+        path, revision=revision, trust_remote_code=trust_remote_code
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

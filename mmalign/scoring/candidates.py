@@ -1,0 +1,56 @@
+"""Batches: a flat list of candidates (responses), each under a condition (prompt and images)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedImage:
+    """One picture as its processor made it; two with the same key hold the same tensors.
+
+    Example: EncodedImage(key="9f2c…", inputs={"pixel_values": [1, 3, 336, 336]}, num_tokens=576)
+    """
+
+    key: str
+    inputs: dict[str, Tensor]
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """What responses are conditioned on: a prompt in tokens, and its images in order.
+
+    prompt_ids holds one placeholder token for each image feature. positions: [A, P] int64.
+    """
+
+    id: str
+    prompt_ids: list[int]
+    images: tuple[EncodedImage, ...]
+    positions: Tensor
+    text: str = field(default="", repr=False)
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Placeholder tokens of all the images together."""
+        return sum(image.num_tokens for image in self.images)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One response, its end-of-turn token included, under `conditions[condition]`."""
+
+    condition: int
+    response_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateBatch:
+    """What a scorer scores. Every layout gives the same TokenScores, in candidate order."""
+
+    conditions: list[Condition]
+    candidates: list[Candidate]
