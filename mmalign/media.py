@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import stat
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits:
-    """What a picture may be before it is refused."""
+    """What a picture may be before it is refused.
+
+    Pillow has a limit of its own, 179 million pixels, which a higher `max_pixels` does not lift.
+    """
 
     max_pixels: int = 64_000_000
     max_bytes: int = 256 * 2**20
@@ -29,8 +34,11 @@ def resolve(media: Media, root: Path | None) -> Path:
         raise MediaError("has neither a path nor bytes", where="media")
     if root is None:
         raise MediaError("has a path but the dataset declares no media root", where=media.path)
-    root = root.resolve()
-    path = (root / media.path).resolve()
+    try:
+        root = root.resolve()
+        path = (root / media.path).resolve()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise MediaError(f"is no usable path ({error})", where=repr(media.path)) from None
     if not path.is_relative_to(root):
         raise MediaError(
             "climbs out of the media root", where=media.path, wanted=f"a path inside {root}"
@@ -38,49 +46,89 @@ def resolve(media: Media, root: Path | None) -> Path:
     return path
 
 
-def read_bytes(media: Media, root: Path | None, limits: ImageLimits = ImageLimits()) -> bytes:
-    """The encoded bytes of a picture, from the row or from its file."""
+def read_bytes(
+    media: Media,
+    root: Path | None = None,
+    limits: ImageLimits = ImageLimits(),
+    *,
+    verify: bool = False,
+) -> bytes:
+    """The encoded bytes of a picture, from the row or from its file.
+
+    With `verify`, they must also have the sha256 that the row declares, where it declares one.
+    """
+    where = _name(media)
     if media.bytes is not None:
-        return media.bytes
-    path = resolve(media, root)
-    try:
-        if path.stat().st_size > limits.max_bytes:
-            raise MediaError("file is too large", where=str(path), wanted=f"{limits.max_bytes} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise MediaError(f"cannot be read ({error.strerror})", where=str(path)) from None
+        _check_size(len(media.bytes), limits, where)
+        data = media.bytes
+    else:
+        path = resolve(media, root)
+        where = str(path)
+        try:
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):
+                raise MediaError("is not a file", where=where, wanted="a picture")
+            _check_size(status.st_size, limits, where)
+            data = path.read_bytes()
+        except OSError as error:
+            raise MediaError(
+                f"cannot be read ({error.strerror})",
+                where=where,
+                fix="correct the path or the media root, or drop the row",
+            ) from None
+    if verify and media.sha256 and hashlib.sha256(data).hexdigest() != media.sha256:
+        raise MediaError(
+            "has changed since the row was written",
+            where=where,
+            got=f"sha256 {hashlib.sha256(data).hexdigest()}",
+            wanted=media.sha256,
+            fix="restore the file or build the dataset again",
+        )
+    return data
 
 
 def open_image(
-    media: Media, root: Path | None = None, limits: ImageLimits = ImageLimits()
+    media: Media,
+    root: Path | None = None,
+    limits: ImageLimits = ImageLimits(),
+    *,
+    verify: bool = False,
 ) -> Image:
-    """Decode a picture to RGB, upright by its EXIF orientation.
+    """Decode a picture to 8-bit RGB, upright by its EXIF orientation.
 
+    Transparent parts show white, 16-bit greys are scaled by 1/257, and of an animation the first
+    frame counts. The number of pixels is taken from the header, before anything is decoded.
     Raises MediaError for a missing, empty, truncated, oversized or unreadable file.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    name = media.path or f"embedded image {(media.sha256 or '')[:12]}"
-    data = read_bytes(media, root, limits)
+    where = _name(media)
+    data = read_bytes(media, root, limits, verify=verify)
     if not data:
-        raise MediaError("is empty", where=name, got="0 bytes")
+        raise MediaError("is empty", where=where, got="0 bytes", fix="replace it or drop the row")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            width, height = image.size
-            if width * height > limits.max_pixels:
-                raise MediaError(
-                    "has too many pixels",
-                    where=name,
-                    got=f"{width}x{height}",
-                    wanted=f"at most {limits.max_pixels} pixels",
-                )
+        with warnings.catch_warnings():
+            # We refuse by our own limit, below; Pillow need not warn about its own.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+        with image:
+            if image.width * image.height > limits.max_pixels:
+                raise _too_many_pixels(f"{image.width}x{image.height}", limits, where)
             image.load()
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _to_rgb(ImageOps.exif_transpose(image), where)
     except MediaError:
         raise
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels(str(error), limits, where) from None
+    except UnidentifiedImageError:
+        raise MediaError(
+            "is no picture in a known format", where=where, got=f"bytes that begin {data[:12]!r}"
+        ) from None
     except Exception as error:
         # Pillow's decoders raise whatever they like on a broken file; each means the same here.
-        raise MediaError(f"cannot be decoded ({error})", where=name) from None
+        raise MediaError(
+            f"cannot be decoded ({error})", where=where, fix="replace it or drop the row"
+        ) from None
 
 
 def embed(image: Image, *, path: str | None = None) -> Media:
@@ -92,5 +140,52 @@ def embed(image: Image, *, path: str | None = None) -> Media:
 
 
 def media_key(media: Media) -> str:
-    """A name that two media share only if they are the same picture."""
-    return media.sha256 or media.path or hashlib.sha256(media.bytes or b"").hexdigest()
+    """A name that two media of one dataset share only if they are the same picture."""
+    if media.sha256:
+        return media.sha256
+    # Bytes before the path: in many public sets every embedded picture is called "image.png".
+    if media.bytes is not None:
+        return hashlib.sha256(media.bytes).hexdigest()
+    return media.path or ""
+
+
+def _to_rgb(image: Image, where: str) -> Image:
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        deep = image.convert("I")
+        low, high = deep.getextrema()
+        if not 0 <= low <= high <= 65535:  # type: ignore[operator]
+            raise MediaError("has no 16-bit range", where=where, got=f"values {low} to {high}")
+        # Half is added because Pillow cuts off the fraction.
+        return deep.point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
+    if image.mode == "F":
+        raise MediaError("has floating-point pixels", where=where, wanted="8 or 16 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _name(media: Media) -> str:
+    return media.path or f"embedded image {(media.sha256 or '')[:12]}".strip()
+
+
+def _check_size(num_bytes: int, limits: ImageLimits, where: str) -> None:
+    if num_bytes > limits.max_bytes:
+        raise MediaError(
+            "file is too large",
+            where=where,
+            got=f"{num_bytes} bytes",
+            wanted=f"at most {limits.max_bytes}",
+        )
+
+
+def _too_many_pixels(got: str, limits: ImageLimits, where: str) -> MediaError:
+    return MediaError(
+        "has too many pixels",
+        where=where,
+        got=got,
+        wanted=f"at most {limits.max_pixels}",
+        fix="make it smaller or drop the row",
+    )
