@@ -16,6 +16,7 @@ Chunks do not depend on the number of processes, so neither does a byte of the r
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from collections import Counter
@@ -84,12 +85,12 @@ def run_job(
     `work` gets the inputs of a chunk and returns one Outcome for each. When it raises MediaError
     it is called again on each half, down to the input at fault, which is quarantined. Any other
     exception stops the job and keeps what is complete. `shard` is (i, n): process i of n. Other
-    keyword arguments are the Manifest's own. Returns None while other processes' chunks are missing.
+    keyword arguments are the Manifest's own. Returns None while chunks of others are missing.
     Raises DataError on a repeated id, and when `out` holds another job or another dataset.
     """
     out = Path(out)
     rows = sorted(inputs, key=lambda row: row.id)
-    for one, other in zip(rows, rows[1:], strict=False):
+    for one, other in itertools.pairwise(rows):
         if one.id == other.id:
             raise DataError("id appears twice among the inputs", where=str(out), got=one.id)
     num_chunks = max(1, -(-len(rows) // shard_rows))

@@ -24,8 +24,11 @@ from mmalign.records import Example, user
 
 def work(rows):
     time.sleep(0.03)
+    kept = {r.id for r in rows if int(r.id) % 3}
     return [
-        Outcome(id=r.id, record=r, reason="kept") if int(r.id) % 3 else Outcome(id=r.id, reason="dropped:third")
+        Outcome(id=r.id, record=r, reason="kept")
+        if r.id in kept
+        else Outcome(id=r.id, reason="dropped:third")
         for r in rows
     ]
 
@@ -180,7 +183,7 @@ def test_other_settings_in_the_same_directory_are_named(tmp_path: Path, finished
     )
     if not finished:
         (tmp_path / "manifest.json").unlink()
-    with pytest.raises(DataError, match="config.k was 10, is 5"):
+    with pytest.raises(DataError, match=r"config\.k was 10, is 5"):
         run_job(
             rows(4),
             keep,
