@@ -1,0 +1,58 @@
+"""The core's own verbs: init-model, doctor, quickstart. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+init_model = typer.Typer(rich_markup_mode=None, add_completion=False)
+doctor = typer.Typer(rich_markup_mode=None, add_completion=False)
+quickstart = typer.Typer(rich_markup_mode=None, add_completion=False)
+
+
+@init_model.command()
+def _init_model(
+    config: Annotated[Path, typer.Argument(help="YAML of a small model.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides.")
+    ] = None,
+) -> None:
+    """Make a small model from scratch: an ordinary transformers checkpoint with its processor."""
+    from mmalign.config import load_config
+    from mmalign.models.tiny import TinyModel
+
+    typer.echo(load_config(config, TinyModel, overrides or ()).build())
+
+
+@doctor.command()
+def _doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is installed, what works on this machine, and what installs the rest."""
+    from mmalign.doctor import examine
+
+    diagnosis = examine()
+    typer.echo(diagnosis.as_json() if as_json else diagnosis.as_text())
+    if not diagnosis.healthy:
+        raise typer.Exit(1)
+
+
+@quickstart.command()
+def _quickstart(
+    output: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path(
+        "runs/quickstart"
+    ),
+    only: Annotated[int | None, typer.Option(metavar="STEP", help="Run this step alone.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="List the steps and stop.")] = False,
+) -> None:
+    """Train, align and evaluate a small model here, from nothing, in a few minutes."""
+    from mmalign.quickstart import load_steps, run_steps
+
+    steps = load_steps(output)
+    if show:
+        for number, step in enumerate(steps, start=1):
+            typer.echo(f"{number:2d}  {step.say}\n    {step.command}")
+        return
+    run_steps(steps, only=only)
