@@ -1,0 +1,30 @@
+"""`mmalign report`: evaluation directories in, one readable page out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+app = typer.Typer(
+    help="Compare evaluated models with their base: report.html, report.md, results.json.",
+    rich_markup_mode=None,
+)
+
+
+@app.command(name="report")
+def report(
+    config: Path = typer.Argument(help="A report recipe, such as configs/eval/report_example.yaml."),
+    overrides: list[str] = typer.Argument(None, help="Changes to it, as dotted.key=value."),
+) -> None:
+    """Build the before/after report of a recipe and print its tables."""
+    from evals.report import ReportRecipe, collect, write
+    from mmalign.config import load_config
+
+    found = collect(load_config(config, ReportRecipe, overrides or ()))
+    path = write(found)
+    for grid in found.values():
+        typer.echo(grid.markdown())
+    typer.echo(f"{found.summary()}\n")
+    typer.echo(f"page     {path}")
+    typer.echo(f"numbers  {path.with_name('results.json')}")
