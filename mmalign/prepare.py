@@ -126,7 +126,11 @@ class Preparer:
         if limit is None:
             return condition, ids
         longest = max(map(len, ids))
-        if len(condition.prompt_ids) + longest > limit and self.family.dynamic_resolution and images:
+        if (
+            len(condition.prompt_ids) + longest > limit
+            and self.family.dynamic_resolution
+            and images
+        ):
             condition = self._with_fewer_pixels(
                 condition, limit - longest, prompt, images, media_root
             )

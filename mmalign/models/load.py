@@ -130,7 +130,9 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
     except Exception as error:
         if type(error).__name__ != "SafetensorError":
             raise
-        raise ModelError(f"weights are damaged ({error})", where=path, fix="copy it again") from None
+        raise ModelError(
+            f"weights are damaged ({error})", where=path, fix="copy it again"
+        ) from None
     if adapter is not None:
         from peft import PeftModel
 
@@ -138,7 +140,9 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
-def load_processor(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Preparer:
+def load_processor(
+    path: str, revision: str | None = None, trust_remote_code: bool = False
+) -> Preparer:
     """Only the preparer of a checkpoint, without its weights: for previews and estimates."""
     from transformers import AutoConfig
 
@@ -233,11 +237,15 @@ def _check_folder(path: str) -> None:
         if (folder / "config.json").exists():
             return
         inner = folder / "model"
-        fix = f"did you mean {inner}?" if (inner / "config.json").exists() else (
-            "point to a folder with config.json and safetensors"
+        fix = (
+            f"did you mean {inner}?"
+            if (inner / "config.json").exists()
+            else ("point to a folder with config.json and safetensors")
         )
         raise ModelError("is no complete checkpoint: it has no config.json", where=path, fix=fix)
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.startswith("runs/")
+    looks_local = (
+        path.startswith((".", "/", "~")) or path.count("/") > 1 or path.startswith("runs/")
+    )
     if looks_local:
         raise ModelError("no such folder", where=path, fix="train it first, or correct the path")
 

@@ -176,9 +176,7 @@ def _branch_positions(rows: list[_Row], width: int, num_axes: int) -> Tensor:
         result[:, r, :end] = row.condition.positions
         follow = int(row.condition.positions.max()) + 1
         for _, response in row.branches:
-            result[:, r, end : end + len(response)] = torch.arange(
-                follow, follow + len(response)
-            )
+            result[:, r, end : end + len(response)] = torch.arange(follow, follow + len(response))
             end += len(response)
     return result
 

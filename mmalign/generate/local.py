@@ -1,0 +1,255 @@
+"""The local backend: transformers' generate, batched by length, seeded per request."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmalign.generate.base import Generation, Request, Sampling, request_seed
+from mmalign.models.load import ModelConfig, Policy, load_policy
+from mmalign.scoring.candidates import Condition
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+
+class LocalGenerator:
+    """Generates with a model in this process.
+
+    Sampling adds Gumbel noise to the logits and takes the maximum (which is drawing from their
+    softmax); every request has its own noise, drawn from (seed, its id). So its text does not
+    depend on which other requests share its batch, on their order, or on the sharding of a job,
+    but for rounding: two tokens that tie to the last bits may fall either way.
+    """
+
+    def __init__(self, policy: Policy, *, name: str = "policy", batch_size: int = 32) -> None:
+        self.policy, self._name, self.batch_size = policy, name, batch_size
+        self._banned = _banned_ids(policy)
+
+    @classmethod
+    def from_checkpoint(
+        cls, config: ModelConfig | str, *, batch_size: int = 32, device: str | None = None
+    ) -> LocalGenerator:
+        """Load a checkpoint, an adapter folder or a hub name, onto the GPU if there is one."""
+        import torch
+
+        config = ModelConfig(path=config) if isinstance(config, str) else config
+        policy = load_policy(config)
+        policy.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        policy.model.eval()
+        name = f"{config.path}@{config.revision or fingerprint(config.path)}"
+        if config.adapter:
+            name += f"+{config.adapter}@{fingerprint(config.adapter)}"
+        return cls(policy, name=name, batch_size=batch_size)
+
+    @property
+    def name(self) -> str:
+        """Path or hub name, with the revision or a hash of the local weights."""
+        return self._name
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
+        """Answer every request, in the order asked; batches hold prompts of like length."""
+        prepared = [self._prepare(request) for request in requests]
+        order = sorted(
+            range(len(requests)),
+            key=lambda i: (requests[i].num_tokens or 0, len(prepared[i][0].prompt_ids), i),
+        )
+        results: list[Generation | None] = [None] * len(requests)
+        for batch in _batches(order, requests, self.batch_size):
+            made = self._run([requests[i] for i in batch], [prepared[i] for i in batch], sampling)
+            for index, generation in zip(batch, made, strict=True):
+                results[index] = generation
+        return [generation for generation in results if generation is not None]
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a piece of text, without any the tokenizer adds at its ends."""
+        return len(self.policy.preparer.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def image_features(self, images: Sequence[Image]) -> torch.Tensor:
+        """Mean over each picture's projected features, as the language model receives them.
+
+        Returns [N, H] float32 on the CPU: the retrieval embedding of Re-Align's text.
+        """
+        import torch
+
+        family, processor = self.policy.family, self.policy.processor
+        device = next(self.policy.model.parameters()).device
+        rows = []
+        with torch.inference_mode():
+            for start in range(0, len(images), self.batch_size):
+                some = list(images[start : start + self.batch_size])
+                made = processor.image_processor(images=some, return_tensors="pt")
+                inputs = {name: made[name].to(device) for name in family.image_inputs}
+                encoded = self.policy.model.get_image_features(**inputs, return_dict=True)  # type: ignore[operator]
+                rows += [f.float().mean(0).cpu() for f in encoded.pooler_output]
+        return torch.stack(rows)
+
+    def _prepare(self, request: Request) -> tuple[Condition, list[int]]:
+        preparer = self.policy.preparer
+        condition = preparer.condition(
+            request.prompt, request.images, request.media_root, id=request.id
+        )
+        return condition, preparer.prefill(request.prompt, request.prefill)
+
+    def _run(
+        self,
+        requests: list[Request],
+        prepared: list[tuple[Condition, list[int]]],
+        sampling: Sampling,
+    ) -> list[Generation]:
+        import torch
+        from transformers import GenerationConfig, LogitsProcessorList
+
+        tokenizer, family = self.policy.preparer.tokenizer, self.policy.family
+        device = next(self.policy.model.parameters()).device
+        rows = [condition.prompt_ids + prefill for condition, prefill in prepared]
+        width = max(map(len, rows))
+        ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        is_image = torch.zeros_like(ids)
+        for r, (row, (condition, _)) in enumerate(zip(rows, prepared, strict=True)):
+            # Left padding: every row's next token is in the same column.
+            ids[r, width - len(row) :] = torch.tensor(row)
+            mask[r, width - len(row) :] = 1
+            prompt = torch.tensor(condition.prompt_ids) == self.policy.preparer.image_token_id
+            is_image[r, width - len(row) :][: len(prompt)] = prompt.int()
+        images = [image for condition, _ in prepared for image in condition.images]
+        vision = {
+            name: torch.cat([image.inputs[name] for image in images]).to(device)
+            for name in (family.image_inputs if images else ())
+        }
+        if family.num_axes > 1:
+            vision["mm_token_type_ids"] = is_image.to(device)
+        fixed = requests[0].num_tokens
+        end = self._end_ids()
+        processors: list[Any] = [_ban(self._banned + (end if fixed else []))]
+        if sampling.temperature > 0:
+            seeds = [request_seed(sampling.seed, request.id) for request in requests]
+            processors.append(_gumbel(seeds, sampling.temperature, sampling.top_p))
+        with torch.inference_mode():
+            out = self.policy.model.generate(  # type: ignore[operator]
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                logits_processor=LogitsProcessorList(processors),
+                generation_config=GenerationConfig(
+                    max_new_tokens=fixed or sampling.max_new_tokens,
+                    do_sample=False,
+                    num_beams=1,
+                    eos_token_id=end,
+                    pad_token_id=tokenizer.pad_token_id,
+                ),
+                **vision,
+            )
+        return [
+            self._finish(request, prefill, new.tolist(), end)
+            for request, (_, prefill), new in zip(requests, prepared, out[:, width:], strict=True)
+        ]
+
+    def _finish(
+        self, request: Request, prefill: list[int], new: list[int], end: list[int]
+    ) -> Generation:
+        cut = next((i for i, token in enumerate(new) if token in end), None)
+        kept = new if cut is None else new[:cut]
+        decode = self.policy.preparer.tokenizer.decode
+        if not prefill:
+            text = decode(kept, skip_special_tokens=True).strip()
+        else:
+            # What the new tokens add to the text of the old ones: decoding them apart would lose
+            # the blank between two words of some tokenizers.
+            before = decode(prefill, skip_special_tokens=True)
+            whole = decode(prefill + kept, skip_special_tokens=True)
+            text = whole[len(before) :] if whole.startswith(before) else decode(kept)
+        return Generation(
+            id=request.id,
+            text=text,
+            num_tokens=len(kept),
+            finished=cut is not None or bool(request.num_tokens),
+        )
+
+    def _end_ids(self) -> list[int]:
+        declared = self.policy.model.generation_config.eos_token_id  # type: ignore[union-attr]
+        declared = declared if isinstance(declared, list) else [declared]
+        ids = {self.policy.preparer.tokenizer.eos_token_id, *declared} - {None}
+        return sorted(ids)
+
+
+def fingerprint(path: str) -> str:
+    """Sixteen hex digits that change with a local folder's weights; a hub name gives 'hub'.
+
+    Hashes every weight file's name, size and content; of files over 64 MiB, 64 blocks of 1 MiB
+    spread evenly.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return "hub"
+    digest = hashlib.sha256()
+    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size};".encode())
+        with open(file, "rb") as source:
+            if size <= 64 * 2**20:
+                digest.update(source.read())
+                continue
+            for block in range(64):
+                source.seek(block * (size - 2**20) // 63)
+                digest.update(source.read(2**20))
+    return digest.hexdigest()[:16]
+
+
+def _batches(order: list[int], requests: Sequence[Request], size: int) -> list[list[int]]:
+    """Consecutive runs of at most `size` with one `num_tokens`, since a batch decodes in step."""
+    batches: list[list[int]] = []
+    for index in order:
+        last = batches[-1] if batches else None
+        if (
+            last is None
+            or len(last) == size
+            or requests[last[0]].num_tokens != requests[index].num_tokens
+        ):
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _banned_ids(policy: Policy) -> list[int]:
+    """Tokens a response may never hold: media placeholders, padding, beginning of sequence."""
+    config, tokenizer = policy.model.config, policy.preparer.tokenizer
+    ids = {
+        policy.preparer.image_token_id,
+        getattr(config, "video_token_id", None),
+        getattr(config, "vision_start_token_id", None),
+        getattr(config, "vision_end_token_id", None),
+        tokenizer.pad_token_id,
+        tokenizer.bos_token_id,
+    }
+    return sorted(ids - {None, tokenizer.eos_token_id})
+
+
+def _ban(ids: list[int]) -> Any:
+    def process(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores[:, ids] = float("-inf")
+        return scores
+
+    return process
+
+
+def _gumbel(seeds: list[int], temperature: float, top_p: float) -> Any:
+    """A logits processor after which the maximum is a sample, each row from its own stream."""
+    import torch
+
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def process(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.float() / temperature
+        if top_p < 1.0:
+            ranked, order = scores.softmax(-1).sort(-1, descending=True)
+            # The token that crosses top_p stays, so that at least one does.
+            outside = ranked.cumsum(-1) - ranked > top_p
+            scores = scores.masked_fill(outside.scatter(-1, order, outside), float("-inf"))
+        noise = torch.stack([torch.rand(scores.shape[-1], generator=s) for s in streams])
+        return scores - (-noise.clamp_min(1e-20).log()).log().to(scores.device)
+
+    return process
