@@ -33,6 +33,7 @@ def _doctor(
     """Say what is installed, what works on this machine, and what installs the rest."""
     from mmalign.doctor import examine
 
+    typer.echo("trying kernels and codecs; to compile one takes up to a minute", err=True)
     diagnosis = examine()
     typer.echo(diagnosis.as_json() if as_json else diagnosis.as_text())
     if not diagnosis.healthy:
