@@ -1,0 +1,47 @@
+# make setup && make quickstart. Needs Python 3.11, a C++ compiler and a package index.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+EXTRAS := dev,video,diffusion,cuda,track
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-gpu bench bench-gpu check format clean
+
+help:  ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed  ## Install everything into .venv, in the versions of constraints.txt
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -e '.[$(EXTRAS)]' -c constraints.txt
+	touch $@
+
+quickstart: setup  ## Train, align and evaluate a small model here, from nothing
+	$(BIN)/mmalign quickstart
+
+test: setup  ## Run the tests that need no GPU
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not gpu" -n 2 --dist loadfile
+
+test-gpu: setup  ## Run the tests that need CUDA
+	$(BIN)/pytest -m gpu
+
+bench: setup  ## Measure speed on the CPU
+	$(BIN)/python scripts/bench.py --device cpu
+
+bench-gpu: setup  ## Measure speed on CUDA
+	$(BIN)/python scripts/bench.py --device cuda
+
+check: setup  ## Check format, lint, types and the import law
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup  ## Format the code and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## Delete caches and the virtual environment; runs/ and data/ stay
+	rm -rf $(VENV) *.egg-info build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
