@@ -23,7 +23,7 @@ def yes_no(text: str) -> YesNo | None:
     """
     stated: set[str] = set()
     for sentence in re.split(r"[.!?;\n]", text):
-        if match := _STATEMENT.match(sentence):
+        if _STATEMENT.match(sentence):
             stated |= {word.lower() for word in _EITHER.findall(sentence)}
     if stated == {"yes"}:
         return "yes"

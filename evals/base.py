@@ -1,0 +1,104 @@
+"""What a benchmark is: requests for a model, and a score for its answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from evals.stats import Ratio
+from mmalign.errors import DataError
+from mmalign.generate.base import Request
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suite:
+    """The scored answers to one benchmark: a row per item, and metrics made from the rows alone.
+
+    `images` is the folder of the rows' pictures. `method` says in words how answers were read.
+    A row's `answer` is None where the model gave none, as for a picture that cannot be read.
+    """
+
+    key: str
+    benchmark: str
+    split: str | None
+    images: Path
+    method: str
+    items: list[Row]
+    metrics: dict[str, Ratio]
+    num_unparsed: int
+
+
+class Benchmark(Protocol):
+    """A benchmark is its config: frozen, named, with these methods.
+
+    `key` names the suite in files and reports, such as "pope-adversarial".
+    """
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Where an answer is cut."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """The suite's name, unique inside a recipe."""
+        ...
+
+    def requests(self) -> list[Request]:
+        """What to ask; ids are unique. Raises DataError on files that are missing or wrong."""
+        ...
+
+    def score(self, answers: Mapping[str, str]) -> Suite:
+        """Score answers by request id; a request without an answer counts against the model."""
+        ...
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    """Yield ("file, line n", row) for each line that is not blank.
+
+    Raises DataError when the file is missing or a line holds no JSON object.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read ({error})", where=str(path)) from None
+    # Not splitlines: a JSON string may hold U+2028, which that takes for the end of a line.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"is not JSON ({error})", where=where) from None
+        if not isinstance(row, dict):
+            raise DataError("is no JSON object", where=where, got=type(row).__name__)
+        yield where, row
+
+
+def text_field(row: Row, name: str, where: str) -> str:
+    """A field that must hold text. Raises DataError naming the field and the line."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise DataError(
+            f"field {name} is missing" if name not in row else f"field {name} is no text",
+            where=where,
+            got=f"fields {', '.join(row)}" if name not in row else repr(value),
+        )
+    return value
+
+
+def check_known(answers: Mapping[str, str], ids: set[str], key: str) -> None:
+    """Raise DataError when answers carry ids that the benchmark does not ask."""
+    unknown = sorted(set(answers) - ids)
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} answers are to questions it does not ask, such as {unknown[0]}",
+            where=key,
+            fix="score them with the question file and the limit they were made with",
+        )

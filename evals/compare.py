@@ -1,0 +1,153 @@
+"""Compare two finished runs item by item, and say which differences are more than luck."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from evals import chair, pope
+from evals.base import Row, read_jsonl
+from evals.run import RESULTS
+from evals.stats import Interval, Ratio, mcnemar, paired_difference
+from mmalign.errors import DataError
+
+Test = Literal["mcnemar", "bootstrap"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How metric `b` differs from `a` on the same items; `interval` is of the difference.
+
+    Accuracy has McNemar's exact p, the others the paired bootstrap's. Relative figures are of
+    (b - a) / a, None where a is or may well be 0.
+    """
+
+    suite: str
+    metric: str
+    a: float
+    b: float
+    difference: float
+    interval: Interval
+    relative: float | None
+    relative_interval: Interval | None
+    p_value: float
+    test: Test
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rules:
+    """How one benchmark is compared: metrics from rows, the fields that must agree, the tests."""
+
+    metrics: Callable[[Sequence[Row]], dict[str, Ratio]]
+    same: tuple[str, ...]
+    compared: dict[str, Test]
+
+
+_RULES = {
+    "pope": _Rules(
+        metrics=pope.metrics,
+        same=("image", "label"),
+        compared={
+            "official/accuracy": "mcnemar",
+            "official/f1": "bootstrap",
+            "yes_ratio": "bootstrap",
+        },
+    ),
+    "chair": _Rules(
+        metrics=chair.metrics,
+        same=("image", "truth"),
+        compared={
+            "chair_i": "bootstrap",
+            "chair_s": "bootstrap",
+            "recall": "bootstrap",
+            "num_words": "bootstrap",
+        },
+    ),
+}
+
+
+def compare(
+    a_dir: str | Path, b_dir: str | Path, *, seed: int = 0, samples: int = 2000
+) -> list[Comparison]:
+    """Compare run b with run a on every suite that both hold, pictures resampled together.
+
+    Raises DataError when a run is not complete, when they share no suite, or when a suite asked
+    them different questions.
+    """
+    a_dir, b_dir = Path(a_dir), Path(b_dir)
+    a_suites, b_suites = _suites(a_dir), _suites(b_dir)
+    shared = [key for key in a_suites if key in b_suites]
+    if not shared:
+        raise DataError(
+            "share no suite",
+            where=f"{a_dir} and {b_dir}",
+            got=f"{', '.join(a_suites)} and {', '.join(b_suites)}",
+            fix="run both with the same benchmarks",
+        )
+    found: list[Comparison] = []
+    for key in shared:
+        rules = _RULES[a_suites[key]["benchmark"]]
+        a_rows = _rows(a_dir / a_suites[key]["items"])
+        b_rows = _rows(b_dir / b_suites[key]["items"])
+        _check_same(key, a_rows, b_rows, rules.same)
+        a_items, b_items = list(a_rows.values()), [b_rows[name] for name in a_rows]
+        a_metrics, b_metrics = rules.metrics(a_items), rules.metrics(b_items)
+        pictures = [row["image"] for row in a_items]
+        for metric, test in rules.compared.items():
+            a, b = a_metrics[metric], b_metrics[metric]
+            result = paired_difference(a, b, pictures, samples=samples, seed=seed)
+            p_value = result.p_value
+            if test == "mcnemar":
+                p_value = mcnemar(a.numerator, b.numerator)
+            found.append(
+                Comparison(
+                    suite=key,
+                    metric=metric,
+                    a=a.value,
+                    b=b.value,
+                    difference=result.difference,
+                    interval=result.interval,
+                    relative=result.relative,
+                    relative_interval=result.relative_interval,
+                    p_value=p_value,
+                    test=test,
+                )
+            )
+    return found
+
+
+def _suites(folder: Path) -> dict[str, Any]:
+    try:
+        suites = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["suites"]
+        return {suite["key"]: suite for suite in suites}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"is no finished run: its {RESULTS} cannot be read ({error})",
+            where=str(folder),
+            fix="run its recipe again; it continues where it stopped",
+        ) from None
+
+
+def _rows(path: Path) -> dict[str, Row]:
+    return {row["id"]: row for _, row in read_jsonl(path)}
+
+
+def _check_same(
+    key: str, a_rows: dict[str, Row], b_rows: dict[str, Row], same: tuple[str, ...]
+) -> None:
+    odd = sorted(a_rows.keys() ^ b_rows.keys())
+    odd += [
+        name
+        for name in a_rows.keys() & b_rows.keys()
+        if any(a_rows[name][field] != b_rows[name][field] for field in same)
+    ]
+    if odd:
+        raise DataError(
+            f"the runs asked different questions: {len(odd)} differ, such as {min(odd)}",
+            where=key,
+            got=f"{len(a_rows)} and {len(b_rows)} items",
+            fix="run both with the same files and limit; answers already there are kept",
+        )

@@ -1,0 +1,51 @@
+"""The eval recipe: a model, the benchmarks to ask it, and where the answers go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, field_validator
+
+from evals.chair import Chair
+from evals.pope import Pope
+from mmalign.config import Strict
+
+AnyBenchmark = Annotated[Pope | Chair, Field(discriminator="name")]
+
+
+class EvalModel(Strict):
+    """The checkpoint under test and how it is loaded.
+
+    path: a local folder, or a hub name. adapter: a folder with a LoRA to merge in.
+    max_pixels: larger pictures are shrunk to this; give the value the model was trained with.
+    """
+
+    path: str
+    revision: str | None = None
+    adapter: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    trust_remote_code: bool = False
+    max_pixels: PositiveInt | None = None
+
+
+class EvalRecipe(Strict):
+    """One evaluation run. Answers are greedy; `seed` draws the bootstrap samples."""
+
+    name: str
+    model: EvalModel
+    output: Path
+    benchmarks: list[AnyBenchmark] = Field(min_length=1)
+    batch_size: PositiveInt = 16
+    bootstrap_samples: PositiveInt = 2000
+    seed: int = 0
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _keys_differ(cls, benchmarks: list[AnyBenchmark]) -> list[AnyBenchmark]:
+        keys = [benchmark.key for benchmark in benchmarks]
+        twice = sorted({key for key in keys if keys.count(key) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} appears twice; give each a split of its own")
+        return benchmarks

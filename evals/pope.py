@@ -1,0 +1,214 @@
+"""POPE (Li et al., 2023, arXiv 2305.10355): is this object in the image, yes or no?
+
+Two readings of every answer are reported, since their gap is a known source of unequal scores:
+`official/` is the released script's rule, `strict/` is mmalign.answers.yes_no, which may decline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from evals.base import Row, Suite, check_known, read_jsonl, text_field
+from evals.stats import Ratio, mean, ratio
+from mmalign.answers import YesNo, yes_no
+from mmalign.config import Strict
+from mmalign.errors import DataError
+from mmalign.generate.base import Request
+from mmalign.records import Media, user
+
+METHOD = "official: the released script's rule; strict: opens with yes or no, else unparsed"
+
+
+class Pope(Strict):
+    """One split of POPE, from a question file in its released format.
+
+    questions: JSON lines of question_id, image, text, label. images: the folder of the pictures.
+    prompt: what is asked, with the place of the question. limit: only the first so many questions.
+    """
+
+    name: Literal["pope"] = "pope"
+    split: str
+    questions: Path
+    images: Path
+    prompt: str = "{question}\nAnswer with a single word or phrase."
+    limit: int | None = Field(default=None, ge=1)
+    max_new_tokens: int = Field(default=16, ge=1)
+
+    @field_validator("prompt")
+    @classmethod
+    def _has_place(cls, prompt: str) -> str:
+        if "{question}" not in prompt:
+            raise ValueError("has no place for the {question}")
+        return prompt
+
+    @property
+    def key(self) -> str:
+        """`pope-<split>`."""
+        return f"pope-{self.split}"
+
+    def requests(self) -> list[Request]:
+        """One request per question, in the file's order."""
+        return [
+            Request(
+                id=row["id"],
+                prompt=user(row["prompt"], images=1),
+                images=(Media(path=row["image"]),),
+                media_root=self.images,
+            )
+            for row in self._questions()
+        ]
+
+    def score(self, answers: Mapping[str, str]) -> Suite:
+        """Score answers by question id; a missing one is wrong under both readings."""
+        questions = self._questions()
+        check_known(answers, {row["id"] for row in questions}, self.key)
+        items = [_read(row, answers.get(row["id"])) for row in questions]
+        return Suite(
+            key=self.key,
+            benchmark=self.name,
+            split=self.split,
+            images=self.images,
+            method=METHOD,
+            items=items,
+            metrics=metrics(items),
+            num_unparsed=sum(row["strict"] is None for row in items),
+        )
+
+    def _questions(self) -> list[Row]:
+        rows = read_questions(self.questions)[: self.limit]
+        return [
+            {
+                "id": row["id"],
+                "image": row["image"],
+                "prompt": self.prompt.replace("{question}", row["text"]),
+                "label": row["label"],
+            }
+            for row in rows
+        ]
+
+
+def official(answer: str) -> YesNo:
+    """The released script's reading: no if the first sentence holds the word No, no or not.
+
+    A sentence ends at its first full stop, commas vanish, and words are what stands between
+    blanks, so that "NO", "nope", "no!" and "yes\\nno" are all read as yes.
+    """
+    words = answer.partition(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"}.intersection(words) else "yes"
+
+
+def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
+    """Accuracy, precision, recall and F1 of both readings (yes is positive), and two rates.
+
+    An answer that was not read, or is missing, counts as the wrong one. `yes_ratio` is of the
+    official reading. The released script divides by zero when nothing is predicted or labelled
+    yes; here such a metric is 0.0.
+    """
+    labels = [row["label"] for row in items]
+    result: dict[str, Ratio] = {}
+    for reading in ("official", "strict"):
+        predicted = [row[reading] for row in items]
+        result |= {f"{reading}/{k}": v for k, v in _classification(predicted, labels).items()}
+    result["yes_ratio"] = mean([row["official"] == "yes" for row in items])
+    result["unparsed_rate"] = mean([row["strict"] is None for row in items])
+    return result
+
+
+def score_answers_file(questions: str | Path, answers: str | Path) -> dict[str, float]:
+    """The released script on its own files: JSON lines with an `answer`, matched by order.
+
+    Returns tp, fp, tn, fn, accuracy, precision, recall, f1 and yes_ratio. Beyond the script, raises
+    DataError when the numbers of lines differ, or when an answer carries another question_id than
+    the question in its place.
+    """
+    asked, given = read_questions(Path(questions)), list(read_jsonl(Path(answers)))
+    if len(asked) != len(given):
+        raise DataError(
+            "does not answer each question once",
+            where=str(answers),
+            got=f"{len(given)} answers",
+            wanted=f"{len(asked)}, one per line of {questions}",
+        )
+    for question, (where, row) in zip(asked, given, strict=True):
+        if str(row.get("question_id", question["id"])) != question["id"]:
+            raise DataError(
+                "answers are matched by order, and this one is out of order",
+                where=where,
+                got=f"question_id {row['question_id']}",
+                wanted=question["id"],
+                fix="sort the answers as the questions are",
+            )
+    predicted = [official(text_field(row, "answer", where)) for where, row in given]
+    labels = [row["label"] for row in asked]
+    pairs = list(zip(predicted, labels, strict=True))
+    return {
+        "tp": pairs.count(("yes", "yes")),
+        "fp": pairs.count(("yes", "no")),
+        "tn": pairs.count(("no", "no")),
+        "fn": pairs.count(("no", "yes")),
+        **{name: metric.value for name, metric in _classification(predicted, labels).items()},
+        "yes_ratio": predicted.count("yes") / len(predicted),
+    }
+
+
+def read_questions(path: Path) -> list[Row]:
+    """The rows of a question file: id, image, text, label.
+
+    Raises DataError, naming the line, on a broken row, a label other than yes and no, or an id
+    that appears twice; and when there are no questions at all.
+    """
+    rows: dict[str, Row] = {}
+    for where, row in read_jsonl(path):
+        if "question_id" not in row:
+            raise DataError("field question_id is missing", where=where)
+        number = str(row["question_id"])
+        if number in rows:
+            raise DataError("question_id appears twice", where=where, got=number)
+        if row.get("label") not in ("yes", "no"):
+            raise DataError("label is wrong", where=where, got=row.get("label"), wanted="yes or no")
+        rows[number] = {
+            "id": number,
+            "image": text_field(row, "image", where),
+            "text": text_field(row, "text", where),
+            "label": row["label"],
+        }
+    if not rows:
+        raise DataError("holds no questions", where=str(path))
+    return list(rows.values())
+
+
+def _read(question: Row, answer: str | None) -> Row:
+    label = question["label"]
+    by_script = None if answer is None else official(answer)
+    by_us = None if answer is None else yes_no(answer)
+    return {
+        "id": question["id"],
+        "image": question["image"],
+        "prompt": question["prompt"],
+        "answer": answer,
+        "label": label,
+        "official": by_script,
+        "strict": by_us,
+        "correct_official": by_script == label,
+        "correct_strict": by_us == label,
+    }
+
+
+def _classification(predicted: Sequence[str | None], labels: Sequence[str]) -> dict[str, Ratio]:
+    """Accuracy, precision, recall and F1 as ratios of sums; None predicts the wrong answer."""
+    label = np.array([text == "yes" for text in labels])
+    right = np.array(predicted) == np.array(labels)
+    yes = np.where(right, label, ~label)
+    tp = yes & label
+    return {
+        "accuracy": mean(right),
+        "precision": ratio(tp, yes),
+        "recall": ratio(tp, label),
+        # F1 = 2PR / (P + R) = 2 TP / (predicted yes + labelled yes).
+        "f1": ratio(2 * tp, yes.astype(int) + label),
+    }

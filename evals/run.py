@@ -1,0 +1,250 @@
+"""Run a recipe: ask what has not been answered yet, score every answer, write the results.
+
+runs/eval/base/
+  answers.jsonl      every answer, appended as it comes; a killed run continues from here
+  model.json         which model the answers are of
+  items/<suite>.jsonl
+  results.json       written last: no results, not complete
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from evals.base import Benchmark, Suite, read_jsonl
+from evals.config import AnyBenchmark, EvalRecipe
+from evals.stats import intervals
+from mmalign import log
+from mmalign.errors import DataError, MediaError, ModelError
+from mmalign.generate.base import Generation, Generator, Request, Sampling
+from mmalign.store import write_atomically
+
+ANSWERS, MODEL, RESULTS = "answers.jsonl", "model.json", "results.json"
+PACKAGES = ("mmalign", "numpy", "torch", "transformers")
+
+# Batches generated between two writes: a kill loses no more than these.
+_BATCHES = 4
+_logger = log.get_logger("evals")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A line of answers.jsonl. `text` is None where the picture could not be read."""
+
+    key: str
+    benchmark: str
+    id: str
+    text: str | None
+    num_tokens: int
+    finished: bool
+
+
+def evaluate(recipe: EvalRecipe, generator: Generator | None = None) -> Path:
+    """Run a recipe and return its output folder. Without a generator, loads the recipe's model.
+
+    Answers already there, from the same model to the same question with the same limits, are kept.
+    Questions whose picture cannot be read are scored as unanswered, and asked again next time.
+    """
+    asked = [(benchmark, benchmark.requests()) for benchmark in recipe.benchmarks]
+    generator = generator or _load(recipe)
+    fingerprint = _sha256([generator.name, recipe.model.model_dump(mode="json")])
+    model = {"name": generator.name, "fingerprint": fingerprint}
+    write_atomically(recipe.output / MODEL, json.dumps(model, indent=2) + "\n")
+    answers = _recover(recipe.output / ANSWERS)
+    with open(recipe.output / ANSWERS, "a", encoding="utf-8", newline="\n") as file:
+        for benchmark, requests in asked:
+            keys = _keys(benchmark, requests, fingerprint)
+            done = {key for key, answer in answers.items() if answer.text is not None}
+            left = [request for request in requests if keys[request.id] not in done]
+            sampling = _sampling(benchmark)
+            size = _BATCHES * recipe.batch_size
+            chunks = [left[i : i + size] for i in range(0, len(left), size)]
+            for chunk in log.progress(chunks, label=benchmark.key):
+                for request, made in _generate(generator, chunk, sampling):
+                    answer = Answer(
+                        key=keys[request.id],
+                        benchmark=benchmark.key,
+                        id=request.id,
+                        text=made.text if made else None,
+                        num_tokens=made.num_tokens if made else 0,
+                        finished=made is not None and made.finished,
+                    )
+                    answers[answer.key] = answer
+                    file.write(_line(dataclasses.asdict(answer)))
+                file.flush()
+    return _finish(recipe.output, recipe, model, asked, answers)
+
+
+def rescore(folder: str | Path, recipe: EvalRecipe) -> Path:
+    """Write items and results anew from the answers in a folder, without a model.
+
+    Raises DataError saying how many of the recipe's questions have no answer there.
+    """
+    folder = Path(folder)
+    try:
+        model = json.loads((folder / MODEL).read_text())
+    except (OSError, ValueError):
+        raise DataError(
+            f"holds no readable {MODEL}", where=str(folder), fix="run the recipe first"
+        ) from None
+    asked = [(benchmark, benchmark.requests()) for benchmark in recipe.benchmarks]
+    return _finish(folder, recipe, model, asked, _recover(folder / ANSWERS))
+
+
+def _finish(
+    folder: Path,
+    recipe: EvalRecipe,
+    model: dict[str, str],
+    asked: list[tuple[AnyBenchmark, list[Request]]],
+    answers: dict[str, Answer],
+) -> Path:
+    """Score every suite, then replace the folder's items and, last, its results."""
+    scored: list[tuple[Suite, dict[str, Answer]]] = []
+    for benchmark, requests in asked:
+        keys = _keys(benchmark, requests, model["fingerprint"])
+        missing = [name for name, key in keys.items() if key not in answers]
+        if missing:
+            raise DataError(
+                f"{len(missing)} of {len(keys)} answers are missing, such as {missing[0]}",
+                where=f"{folder / ANSWERS}, {benchmark.key}",
+                fix="run the recipe to generate them; the answers already there are kept",
+            )
+        given = {name: answers[key] for name, key in keys.items()}
+        texts = {name: answer.text for name, answer in given.items() if answer.text is not None}
+        scored.append((benchmark.score(texts), given))
+    (folder / RESULTS).unlink(missing_ok=True)
+    for suite, given in scored:
+        rows = ({**row, "num_tokens": given[row["id"]].num_tokens} for row in suite.items)
+        write_atomically(folder / _items(suite), "".join(map(_line, rows)))
+    results = {
+        "name": recipe.name,
+        "model": model["name"],
+        "fingerprint": model["fingerprint"],
+        "config": recipe.model_dump(mode="json"),
+        "versions": _versions(),
+        "suites": [_summary(suite, recipe) for suite, _ in scored],
+    }
+    write_atomically(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    return folder
+
+
+def _summary(suite: Suite, recipe: EvalRecipe) -> dict[str, Any]:
+    pictures = [row["image"] for row in suite.items]
+    spread = intervals(suite.metrics, pictures, samples=recipe.bootstrap_samples, seed=recipe.seed)
+    return {
+        "key": suite.key,
+        "benchmark": suite.benchmark,
+        "split": suite.split,
+        "method": suite.method,
+        "num_items": len(suite.items),
+        "num_unparsed": suite.num_unparsed,
+        "num_missing": sum(row["answer"] is None for row in suite.items),
+        "images": str(suite.images.absolute()),
+        "metrics": {name: metric.value for name, metric in suite.metrics.items()},
+        "intervals": {name: list(spread[name]) for name in suite.metrics},
+        "items": _items(suite),
+    }
+
+
+def _load(recipe: EvalRecipe) -> Generator:
+    from mmalign.generate.local import LocalGenerator
+    from mmalign.models.load import ModelConfig
+
+    config = ModelConfig(**recipe.model.model_dump())
+    return LocalGenerator.from_checkpoint(config, batch_size=recipe.batch_size)
+
+
+def _generate(
+    generator: Generator, requests: Sequence[Request], sampling: Sampling
+) -> Iterator[tuple[Request, Generation | None]]:
+    """Each request with its answer; None for a picture that cannot be read.
+
+    A chunk that holds such a picture is halved until the picture is alone.
+    """
+    try:
+        made = generator.generate(requests, sampling)
+    except MediaError as error:
+        if len(requests) == 1:
+            _logger.warning("%s stays unanswered: %s", requests[0].id, error)
+            yield requests[0], None
+            return
+        middle = len(requests) // 2
+        yield from _generate(generator, requests[:middle], sampling)
+        yield from _generate(generator, requests[middle:], sampling)
+        return
+    if [answer.id for answer in made] != [request.id for request in requests]:
+        raise ModelError("did not answer each request once, in order", where=generator.name)
+    yield from zip(requests, made, strict=True)
+
+
+def _sampling(benchmark: Benchmark) -> Sampling:
+    return Sampling(max_new_tokens=benchmark.max_new_tokens)
+
+
+def _keys(benchmark: Benchmark, requests: Sequence[Request], fingerprint: str) -> dict[str, str]:
+    """Request id to a key that changes with whatever may change the answer.
+
+    Pictures count by name and stated hash: the folder may move, its files should not change.
+    """
+    decoding = dataclasses.asdict(_sampling(benchmark))
+    return {
+        request.id: _sha256(
+            [
+                fingerprint,
+                benchmark.key,
+                decoding,
+                request.id,
+                [dataclasses.asdict(message) for message in request.prompt],
+                [(image.path, image.sha256) for image in request.images],
+                request.prefill,
+                request.num_tokens,
+            ]
+        )
+        for request in requests
+    }
+
+
+def _recover(path: Path) -> dict[str, Answer]:
+    """The answers of a file by key, the later of two; a line that a kill cut short is removed."""
+    if not path.exists():
+        return {}
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        write_atomically(path, whole)
+    answers: dict[str, Answer] = {}
+    for where, row in read_jsonl(path):
+        try:
+            answer = Answer(**row)
+        except TypeError:
+            raise DataError("is no answer", where=where, fix="delete the line") from None
+        answers[answer.key] = answer
+    return answers
+
+
+def _items(suite: Suite) -> str:
+    return f"items/{suite.key}.jsonl"
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -1,0 +1,164 @@
+"""How sure a score is: bootstrap intervals, and paired tests between two models.
+
+Every metric here is a ratio of two sums over items (accuracy, F1, CHAIR, recall), so one resampling
+serves them all. Items that share a picture are drawn together: their errors are not independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
+
+# Draws times clusters held at once: 8 MB of counts.
+_CHUNK = 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class Ratio:
+    """A metric as sum(numerator) / sum(denominator) over items; 0.0 where the denominator is 0.
+
+    numerator, denominator: [N] float64, one entry per item.
+    Example: F1 is Ratio(2 * tp, 2 * tp + fp + fn).
+    """
+
+    numerator: Array
+    denominator: Array
+
+    @property
+    def value(self) -> float:
+        """The metric over all items."""
+        return float(_divide(self.numerator.sum(), self.denominator.sum()))
+
+
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Ratio:
+    """A ratio of sums from per-item counts."""
+    return Ratio(np.asarray(numerator, float), np.asarray(denominator, float))
+
+
+def mean(values: ArrayLike) -> Ratio:
+    """A mean over items: the ratio whose denominator counts each item once."""
+    values = np.asarray(values, float)
+    return Ratio(values, np.ones_like(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """How b differs from a. Relative figures are None where a is, or may well be, 0."""
+
+    difference: float
+    interval: Interval
+    relative: float | None
+    relative_interval: Interval | None
+    p_value: float
+
+
+def intervals(
+    metrics: Mapping[str, Ratio],
+    clusters: Sequence[object] | None = None,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """Percentile bootstrap interval of each metric, all from the same draws.
+
+    With C clusters, each draw takes C of them with replacement, T*[c] times cluster c, and
+    m* = sum_c T*[c] numerator[c] / sum_c T*[c] denominator[c]; the interval is the (1 - level) / 2
+    and (1 + level) / 2 quantile of m* over the draws.
+    clusters: one label per item, such as its picture; None makes each item its own.
+    """
+    columns = [c for metric in metrics.values() for c in (metric.numerator, metric.denominator)]
+    sums = _resampled_sums(np.stack(columns, axis=1), clusters, samples, seed)
+    draws = _divide(sums[:, 0::2], sums[:, 1::2])
+    return {name: _quantiles(draws[:, i], level) for i, name in enumerate(metrics)}
+
+
+def paired_difference(
+    a: Ratio,
+    b: Ratio,
+    clusters: Sequence[object] | None = None,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Difference:
+    """Paired bootstrap of b - a and of (b - a) / a: both models meet the same draws of items.
+
+    The two-sided p inverts the percentile interval of d* = b* - a*:
+    k = 2 min(#{d* <= 0}, #{d* >= 0}), p = min(1, (k + 1) / (samples + 1)), so p is never 0 and
+    says "below 1 / samples" by its smallest value.
+    """
+    columns = np.stack([a.numerator, a.denominator, b.numerator, b.denominator], axis=1)
+    sums = _resampled_sums(columns, clusters, samples, seed)
+    a_draws, b_draws = _divide(sums[:, 0], sums[:, 1]), _divide(sums[:, 2], sums[:, 3])
+    draws = b_draws - a_draws
+    extreme = 2 * min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    has_base = a.value != 0 and bool((a_draws != 0).all())
+    difference = b.value - a.value
+    return Difference(
+        difference=difference,
+        interval=_quantiles(draws, level),
+        relative=difference / a.value if a.value else None,
+        relative_interval=_quantiles(draws / a_draws, level) if has_base else None,
+        p_value=min(1.0, (extreme + 1) / (samples + 1)),
+    )
+
+
+def mcnemar(a_correct: ArrayLike, b_correct: ArrayLike) -> float:
+    """Exact two-sided McNemar test that two models are right equally often on the same items.
+
+    With n items that only one model has right, m of them the rarer one's,
+    p = min(1, 2 sum_{k<=m} C(n, k) / 2^n); 1.0 when the models never disagree.
+    Takes items as independent: pictures that share many questions make it optimistic.
+    """
+    a, b = np.asarray(a_correct, bool), np.asarray(b_correct, bool)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    n = only_a + only_b
+    term = tail = 1
+    for k in range(min(only_a, only_b)):
+        term = term * (n - k) // (k + 1)
+        tail += term
+    # Integers all the way: C(n, k) overflows a float long before a benchmark's size.
+    return min(1.0, 2 * tail / 2**n)
+
+
+def _resampled_sums(
+    columns: Array, clusters: Sequence[object] | None, samples: int, seed: int
+) -> Array:
+    """Column sums of `samples` bootstrap draws of clusters: [N, K] to [samples, K]."""
+    totals = columns if clusters is None else _cluster_sums(columns, clusters)
+    n = len(totals)
+    rng = np.random.default_rng(seed)
+    sums = np.empty((samples, columns.shape[1]))
+    rows = max(1, _CHUNK // n)
+    for start in range(0, samples, rows):
+        draws = rng.integers(n, size=(min(rows, samples - start), n))
+        draws += n * np.arange(len(draws))[:, None]
+        counts = np.bincount(draws.ravel(), minlength=draws.size).reshape(draws.shape)
+        sums[start : start + len(draws)] = counts @ totals
+    return sums
+
+
+def _cluster_sums(columns: Array, clusters: Sequence[object]) -> Array:
+    """Column sums within each cluster, in the order in which clusters first appear."""
+    number: dict[object, int] = {}
+    of_item = [number.setdefault(cluster, len(number)) for cluster in clusters]
+    totals = np.zeros((len(number), columns.shape[1]))
+    np.add.at(totals, of_item, columns)
+    return totals
+
+
+def _divide(numerator: ArrayLike, denominator: ArrayLike) -> Array:
+    numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
+    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
+
+
+def _quantiles(draws: Array, level: float) -> Interval:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
