@@ -34,7 +34,7 @@ def load_config(path: str | Path, kind: type[ConfigT], overrides: Iterable[str] 
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ConfigError when it is missing, malformed or no mapping."""
+    """The mapping in a YAML file. Raises ConfigError if it is missing, malformed or no mapping."""
     path = Path(path)
     try:
         data = yaml.safe_load(path.read_text())
@@ -43,10 +43,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except IsADirectoryError:
         raise ConfigError("is a directory", where=str(path), wanted="a YAML file") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is not valid YAML ({error})".replace("\n", " "), where=str(path)) from None
+        raise ConfigError(
+            f"is not valid YAML ({error})".replace("\n", " "), where=str(path)
+        ) from None
     if not isinstance(data, dict):
         got = type(data).__name__
-        raise ConfigError("must hold a mapping", where=str(path), got=got, wanted="key: value lines")
+        raise ConfigError(
+            "must hold a mapping", where=str(path), got=got, wanted="key: value lines"
+        )
     return data
 
 
@@ -160,4 +164,6 @@ def _nearby(path: Path) -> str:
         return f"the folder {folder} does not exist either"
     names = [item.name for item in folder.glob("*.y*ml")]
     guess = difflib.get_close_matches(path.name, names, n=1)
-    return f"did you mean {folder / guess[0]}?" if guess else f"{folder} holds {len(names)} YAML files"
+    return (
+        f"did you mean {folder / guess[0]}?" if guess else f"{folder} holds {len(names)} YAML files"
+    )

@@ -29,7 +29,8 @@ class MmalignError(Exception):
         if self.wanted is not None:
             text += f"; wanted {self.wanted}"
         if self.fix:
-            text += f". {self.fix[0].upper()}{self.fix[1:]}."
+            end = "" if self.fix.endswith("?") else "."
+            text += f". {self.fix[0].upper()}{self.fix[1:]}{end}"
         return text
 
 

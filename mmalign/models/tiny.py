@@ -13,7 +13,7 @@ from pydantic import PositiveInt
 
 from mmalign.config import Strict
 
-# The layout that llava-hf/llava-1.5 checkpoints carry, in our words: "USER: <image>\ntext ASSISTANT:".
+# The layout that llava-hf/llava-1.5 checkpoints carry: "USER: <image>\ntext ASSISTANT:".
 LLAVA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] != 'system' %}{{ message['role'] | upper + ': ' }}{% endif %}"

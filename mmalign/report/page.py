@@ -27,7 +27,7 @@ from mmalign.store import write_atomically
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Kind = Literal["bad", "good", "quiet"]
+Kind = Literal["bad", "good", "quiet", "strong"]
 
 # "0.31", "−12.5 %", "0.31 ± 0.02", "1,024", "p < 0.001", "0.003 *"
 _NUMBER = re.compile(r"(p\s*)?[<>≈~]?\s*[-+−±]?\s*\d[\d.,\s%±×+−e*-]*")
@@ -38,7 +38,7 @@ _HERE = Path(__file__).parent
 class Marked:
     """A text some of whose parts are highlighted; `parts` joined in order are the whole text.
 
-    bad and good tint words; quiet sets them small and grey, such as an interval under a number.
+    bad and good tint words; strong is bold; quiet is small and grey, as an interval under a number.
     """
 
     parts: tuple[tuple[str, Kind | None], ...]

@@ -182,7 +182,7 @@ def _branch_positions(rows: list[_Row], width: int, num_axes: int) -> Tensor:
 
 
 def _branch_attention(rows: list[_Row], width: int) -> Tensor:
-    """[R, 1, S, S] bool: causal, and no branch sees another. Padding sees itself, to stay finite."""
+    """[R, 1, S, S] bool: causal, no branch sees another; padding sees itself, to stay finite."""
     branch = torch.full((len(rows), width), -1)
     for r, row in enumerate(rows):
         end = len(row.condition.prompt_ids)

@@ -77,7 +77,7 @@ class Scorer(nn.Module):
         return torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
 
 
-def body_and_head(model: nn.Module) -> tuple[nn.Module, nn.Module]:
+def body_and_head(model: nn.Module) -> tuple[Any, Any]:
     """The multimodal body (tokens and pictures to hidden states) and the vocabulary projection."""
     base: Any = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
     return base.model, base.get_output_embeddings()

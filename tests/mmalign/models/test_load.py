@@ -1,0 +1,121 @@
+"""Loading: what trains, what a reference restores, and what is refused with a sentence."""
+
+import shutil
+
+import pytest
+import torch
+
+from mmalign.errors import ModelError
+from mmalign.models.load import (
+    Lora,
+    ModelConfig,
+    TrainParts,
+    load_policy,
+    part_table,
+    trained_outside_adapter,
+)
+from mmalign.models.tiny import TinyModel
+
+
+@pytest.fixture(scope="module", params=["llava15", "qwen25vl"])
+def path(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / request.param
+    return TinyModel(
+        output=str(folder), family=request.param, patch_size=8 if request.param == "llava15" else 4
+    ).build()
+
+
+def trainable(policy) -> dict[str, bool]:
+    return {part.name: part.num_trainable > 0 for part in part_table(policy)}
+
+
+def test_only_the_language_model_trains_by_default(path):
+    policy = load_policy(ModelConfig(path=str(path)))
+    assert trainable(policy) == {"vision": False, "projector": False, "language_model": True}
+    total = sum(part.num_parameters for part in part_table(policy))
+    assert total == sum(p.numel() for p in policy.model.parameters())
+    assert all(part.num_parameters > 0 for part in part_table(policy))
+
+
+def test_parts_are_switched_one_by_one(path):
+    parts = TrainParts(vision=False, projector=True, language_model=False)
+    policy = load_policy(ModelConfig(path=str(path), train=parts))
+    assert trainable(policy) == {"vision": False, "projector": True, "language_model": False}
+
+
+def test_lora_touches_the_language_model_only(path):
+    policy = load_policy(ModelConfig(path=str(path), lora=Lora(rank=4, alpha=8)))
+    assert trainable(policy) == {"vision": False, "projector": False, "language_model": True}
+    assert trained_outside_adapter(policy.model) == []
+    names = [n for n, p in policy.model.named_parameters() if p.requires_grad]
+    assert all("lora_" in name for name in names)
+
+
+def test_switching_an_adapter_off_restores_a_projector_that_trains_with_it(path):
+    parts = TrainParts(projector=True)
+    policy = load_policy(ModelConfig(path=str(path), lora=Lora(rank=4, alpha=8), train=parts))
+    assert trainable(policy)["projector"]
+    assert trained_outside_adapter(policy.model) == []
+
+
+def test_what_trains_outside_the_adapter_is_found(path):
+    policy = load_policy(ModelConfig(path=str(path), lora=Lora(rank=4, alpha=8)))
+    for name, parameter in policy.model.named_parameters():
+        if "merger" in name or "multi_modal_projector" in name:
+            parameter.requires_grad_(True)
+    assert trained_outside_adapter(policy.model)
+
+
+def test_a_saved_adapter_loads_onto_its_base(path, tmp_path):
+    policy = load_policy(ModelConfig(path=str(path), lora=Lora(rank=4, alpha=8)))
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    policy.save(tmp_path / "adapter")
+    again = load_policy(ModelConfig(path=str(tmp_path / "adapter")))
+    base = load_policy(ModelConfig(path=str(path)))
+    key = "language_model.layers.0.self_attn.q_proj.weight"
+    merged = next(p for n, p in again.model.named_parameters() if n.endswith(key))
+    plain = next(p for n, p in base.model.named_parameters() if n.endswith(key))
+    assert not torch.allclose(merged, plain)
+
+
+def test_a_saved_policy_is_an_ordinary_checkpoint(path, tmp_path):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    load_policy(ModelConfig(path=str(path))).save(tmp_path / "saved")
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved")
+    AutoProcessor.from_pretrained(tmp_path / "saved")
+    original = AutoModelForImageTextToText.from_pretrained(path)
+    for a, b in zip(model.parameters(), original.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_folder_without_config_is_refused_with_the_way_out(path, tmp_path):
+    shutil.copytree(path, tmp_path / "run" / "model")
+    with pytest.raises(ModelError, match=r"Did you mean .*run/model\?$"):
+        load_policy(ModelConfig(path=str(tmp_path / "run")))
+    with pytest.raises(ModelError, match="no such folder"):
+        load_policy(ModelConfig(path="./nowhere"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_half_written_weights_are_refused(path, tmp_path, damage):
+    shutil.copytree(path, tmp_path / "half")
+    weights = tmp_path / "half" / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    else:
+        weights.unlink()
+    with pytest.raises(ModelError, match="half"):
+        load_policy(ModelConfig(path=str(tmp_path / "half")))
+
+
+def test_an_unknown_family_names_the_known_ones(tmp_path):
+    from transformers import Blip2Config
+
+    from mmalign.models.families import family_of
+
+    with pytest.raises(ModelError, match="llava, qwen2_5_vl"):
+        family_of(Blip2Config())
