@@ -1,0 +1,125 @@
+"""The plainest pairs: what the policy says by itself against the right answer.
+
+The rejected response is a sample of the policy on the example's own picture and prompt, the first
+of `tries` that differs enough from the answer; the chosen response is the answer.
+
+Launch: mmalign build config.yaml with `name: on_policy`
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from data_builders.base import Builder, GeneratorConfig, SentenceFilter, SimilarityFilter, Source
+from data_builders.preview import write_preview
+from mmalign.generate.base import Generator, Request
+from mmalign.jobs import Outcome, run_job
+from mmalign.records import Example, Origin, Preference
+from mmalign.similarity import TextSimilarity
+
+VERSION = "1"
+
+
+class OnPolicy(Builder):
+    """Settings of the builder."""
+
+    name: Literal["on_policy"] = "on_policy"
+    generator: GeneratorConfig
+    similarity: SimilarityFilter = SentenceFilter()
+    tries: PositiveInt = 4
+
+    def build(self) -> Path:
+        """Load the models and build the dataset; returns its directory."""
+        return self.build_with(self.generator.load(), self.similarity.load())
+
+    def build_with(self, generator: Generator, similarity: TextSimilarity) -> Path:
+        """Build with models that are loaded already."""
+        source = self.load_source()
+        pairs = _Pairs(config=self, source=source, generator=generator, similarity=similarity)
+        manifest = run_job(
+            source.examples,
+            pairs.make,
+            self.output,
+            Preference,
+            shard_rows=self.shard_rows,
+            shard=self.shard_of,
+            **self.manifest(
+                source,
+                VERSION,
+                generator=generator.name,
+                similarity=similarity.name,
+                threshold=self.similarity.threshold,
+                tries=self.tries,
+            ),
+        )
+        if manifest is not None:
+            write_preview(self.output)
+        return self.output
+
+
+@dataclass(kw_only=True)
+class _Pairs:
+    """The work function of the job, with the models that it needs."""
+
+    config: OnPolicy
+    source: Source
+    generator: Generator
+    similarity: TextSimilarity
+
+    def make(self, examples: list[Example]) -> list[Outcome]:
+        """One outcome per example; try after try, all open examples of a chunk together."""
+        outcomes = {
+            example.id: Outcome(id=example.id, reason="dropped:no_answer")
+            for example in examples
+            if not (example.answer or "").strip()
+        }
+        for number in range(1, self.config.tries + 1):
+            trying = [example for example in examples if example.id not in outcomes]
+            if not trying:
+                break
+            for example, response, similarity in self._try(trying, number):
+                if response and similarity < self.config.similarity.threshold:
+                    outcomes[example.id] = self._accept(example, number, response, similarity)
+        return [
+            outcomes.get(example.id) or Outcome(id=example.id, reason="dropped:always_alike")
+            for example in examples
+        ]
+
+    def _try(self, trying: list[Example], number: int) -> list[tuple[Example, str, float]]:
+        requests = [
+            Request(
+                id=f"{example.id}/try{number}",
+                prompt=example.prompt,
+                images=example.images,
+                media_root=self.source.media_root,
+            )
+            for example in trying
+        ]
+        sampling = self.config.generator.sampling(self.config.seed)
+        responses = [reply.text.strip() for reply in self.generator.generate(requests, sampling)]
+        answers = [example.answer or "" for example in trying]
+        return list(zip(trying, responses, self.similarity(answers, responses), strict=True))
+
+    def _accept(self, example: Example, number: int, response: str, similarity: float) -> Outcome:
+        reason = f"accepted:try{number}"
+        record = Preference(
+            id=example.id,
+            prompt=example.prompt,
+            images=self.config.stored(example.images, self.source.media_root),
+            videos=example.videos,
+            chosen=example.answer or "",
+            rejected=response,
+            origin=Origin(
+                builder="on_policy",
+                version=VERSION,
+                source=example.id,
+                reason=reason,
+                detail=json.dumps({"similarity": round(similarity, 6)}),
+            ),
+        )
+        return Outcome(id=example.id, record=record, reason=reason)
