@@ -1,0 +1,22 @@
+"""Fixtures that every test may use. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder of photographs and benchmark files that MMALIGN_REAL names."""
+    folder = os.environ.get("MMALIGN_REAL", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("set MMALIGN_REAL to a folder of photographs and benchmark files")
+    return Path(folder)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import sys
+from importlib.metadata import PackageNotFoundError
+
+import pytest
+
+from mmalign import doctor
+from mmalign.cli import run
+from mmalign.doctor import Check, Diagnosis, attempt, packages, try_checks
+
+DECLARED = ["torch<3,>=2.8", 'av>=14; extra == "video"', 'ruff>=0.12; extra == "dev"']
+
+
+def installed(versions: dict[str, str]):
+    def look(name: str) -> str:
+        if name not in versions:
+            raise PackageNotFoundError(name)
+        return versions[name]
+
+    return look
+
+
+def diagnosis(versions: dict[str, str], *checks: Check) -> Diagnosis:
+    found = packages(DECLARED, installed(versions))
+    return Diagnosis(python="3.11", platform="Linux", packages=found, checks=checks)
+
+
+def test_a_missing_extra_costs_something_and_names_its_line():
+    found = diagnosis({"torch": "2.15.0+cu132"})
+    assert found.healthy
+    text = found.as_text()
+    assert "av: no clips\n      pip install 'mmalign[video]'" in text
+    assert "flash-attn: attention runs on PyTorch's kernels\n      pip install flash-attn" in text
+    assert text.endswith("Ready.")
+
+
+def test_development_tools_are_not_looked_for():
+    assert "ruff" not in {package.name for package in packages(DECLARED, installed({}))}
+
+
+@pytest.mark.parametrize("versions", [{}, {"torch": "2.7.1"}, {"torch": "3.0"}])
+def test_a_required_package_missing_or_of_another_version_is_ill(versions: dict[str, str]):
+    found = diagnosis(versions)
+    assert not found.healthy
+    assert "pip install mmalign" in found.as_text()
+    assert "Something required is missing or broken" in found.as_text()
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_a_failing_check_is_ill_only_when_required(required: bool):
+    check = Check(name="x", works=False, detail="no kernel", required=required)
+    assert diagnosis({"torch": "2.15.0"}, check).healthy is not required
+
+
+def test_an_uninstalled_mmalign_is_told_not_raised(monkeypatch: pytest.MonkeyPatch):
+    def unknown(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "requires", unknown)
+    mmalign = packages(installed=installed({}))[0]
+    assert (mmalign.name, mmalign.required, mmalign.good) == ("mmalign", True, False)
+
+
+def test_a_check_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch):
+    def refuse() -> str:
+        raise RuntimeError("no operator\n  found")
+
+    monkeypatch.setitem(doctor.CHECKS, "torch", refuse)
+    assert attempt("torch") == Check(
+        name="torch", works=False, detail="no operator found", required=True
+    )
+
+
+def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
+    found = attempt("clips: torchcodec")
+    assert not found.works
+    assert "torchcodec" in found.detail
+
+
+def test_xformers_refusal_is_told_in_one_kernels_words(monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object):
+        raise NotImplementedError(
+            "No operator found\n`fa2F` is not supported because:\n    device=cpu (not cuda)\n"
+            "`cutlassF` is not supported because:\n    device=cpu"
+        )
+
+    ops = type(sys)("xformers.ops")
+    ops.memory_efficient_attention = refuse  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "xformers", type(sys)("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    assert attempt("attention: xformers").detail == "its kernels refuse: device=cpu (not cuda)"
+
+
+def test_clips_are_really_decoded():
+    pytest.importorskip("av")
+    assert attempt("clips: av").detail == "decodes 8 frames of a clip"
+
+
+def test_a_check_that_kills_its_process_does_not_stop_the_others(tmp_path, monkeypatch):
+    # The children run this module in the doctor's place: `crash` ends its process.
+    (tmp_path / "child.py").write_text(
+        "import json, os, sys\n"
+        "for name in sys.argv[1:]:\n"
+        "    if name == 'crash': os._exit(11)\n"
+        "    check = dict(name=name, works=True, detail='', required=False)\n"
+        f"    print('noise'); print({doctor.MARK!r} + json.dumps(check), flush=True)\n"
+    )
+    program = tmp_path / "python"
+    program.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {tmp_path}/child.py "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    found = try_checks(["before", "crash", "after", "crash"])
+    assert [(check.name, check.works) for check in found] == [
+        ("before", True),
+        ("crash", False),
+        ("after", True),
+        ("crash", False),
+    ]
+    assert found[1].detail == "ended its process (exit code 11)"
+
+
+def test_a_check_that_hangs_is_stopped(tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    (found,) = try_checks(["slow"], timeout_seconds=0.5)
+    assert not found.works
+    assert "did not finish" in found.detail
+
+
+def test_what_is_required_works_here_and_the_verb_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(
+        doctor, "CHECKS", {name: doctor.CHECKS[name] for name in doctor.REQUIRED_CHECKS}
+    )
+    assert run(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["healthy"] is True
+    assert {check["name"]: check["works"] for check in found["checks"]} == dict.fromkeys(
+        doctor.REQUIRED_CHECKS, True
+    )
+    torch = next(package for package in found["packages"] if package["name"] == "torch")
+    assert torch["required"]
+    assert torch["good"]
+
+
+def test_the_verb_fails_when_something_required_is_broken(monkeypatch, capsys):
+    broken = diagnosis({})
+    monkeypatch.setattr(doctor, "examine", lambda: broken)
+    assert run(["doctor"]) == 1
+    assert "torch: required" in capsys.readouterr().out
