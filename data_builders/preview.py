@@ -1,62 +1,95 @@
-"""A page to look at: the first pairs of a dataset, their pictures side by side."""
+"""A dataset as one HTML page: pictures, prompts, responses with their differing words marked."""
 
 from __future__ import annotations
 
-import itertools
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mmalign.errors import MediaError, MmalignError
 from mmalign.media import open_image
-from mmalign.records import Preference, prompt_text
+from mmalign.records import (
+    Example,
+    ImagePreference,
+    Media,
+    Preference,
+    Ranking,
+    Record,
+    Verifiable,
+    media_of,
+    prompt_text,
+)
 from mmalign.report.page import Card, Marked, Page, difference, thumbnail
-from mmalign.store import Dataset, open_dataset
+from mmalign.store import Dataset
 
-PREVIEW = "preview.html"
+if TYPE_CHECKING:
+    from mmalign.prepare import Preparer
 
-
-def write_preview(path: Path, limit: int = 24) -> Path:
-    """Write `preview.html` into a dataset of preferences; returns its path."""
-    dataset = open_dataset(path, Preference)
-    manifest = dataset.manifest
-    num_inputs = sum(manifest.counts.values())
-    page = Page(
-        f"{manifest.builder}: {len(dataset)} preference pairs",
-        f"from {num_inputs} examples, seed {manifest.seed}, content {manifest.content_hash[:12]}",
-    )
-    page.heading("What became of the examples")
-    rows = [[reason, n, f"{100 * n / num_inputs:.1f} %"] for reason, n in manifest.counts.items()]
-    page.table(["reason", "examples", "share"], rows)
-    page.heading("What made the pairs")
-    page.table(["part", "value"], [[name, str(value)] for name, value in manifest.model.items()])
-    page.heading("Pairs")
-    shown = min(limit, len(dataset))
-    page.paragraph(
-        f"The first {shown} pairs. Words that chosen and rejected do not share are highlighted. "
-        "Where there are two pictures, the left one is the example's own; the right one is the "
-        "contrast picture, in view of which the rejected response was written."
-    )
-    page.gallery([_card(pair, dataset) for pair in itertools.islice(dataset, limit)])
-    page.write(path / PREVIEW)
-    return path / PREVIEW
+Text = tuple[str, str | Marked]
 
 
-def _card(pair: Preference, dataset: Dataset[Preference]) -> Card:
-    detail: dict[str, Any] = json.loads(pair.origin.detail or "{}")
-    texts: list[tuple[str, str | Marked]] = [("prompt", prompt_text(pair.prompt))]
-    if "masked" in detail:
-        texts.append(("masked", detail.pop("masked")))
-    texts += [
-        ("chosen", difference(pair.chosen, pair.rejected, kind="good")),
-        ("rejected", difference(pair.rejected, pair.chosen, kind="bad")),
-    ]
-    facts = [f"{name.replace('_', ' ')} {value}" for name, value in detail.items() if value != []]
-    return Card(
-        title=pair.id,
-        images=[
-            thumbnail(open_image(media, dataset.media_root))
-            for media in (*pair.images, *pair.contrast_images)
-        ],
-        texts=texts,
-        note=", ".join([pair.origin.reason, *facts]),
-    )
+def preview(dataset: Dataset[Any], *, limit: int = 24, preparer: Preparer | None = None) -> Page:
+    """A page of `limit` rows, spread evenly over the dataset.
+
+    With a preparer, each card also holds the prompt as that model sees it.
+    """
+    count = min(limit, len(dataset))
+    rows = [index * len(dataset) // count for index in range(count)]
+    page = Page(f"{dataset.path.name}: {dataset.manifest.kind} records", str(dataset.path))
+    page.paragraph(f"{count} of {len(dataset)} records, spread evenly.")
+    page.gallery([_card(row, dataset[row], dataset.media_root, preparer) for row in rows])
+    return page
+
+
+def _card(row: int, record: Record, root: Path, preparer: Preparer | None) -> Card:
+    pictures: list[str] = []
+    names: list[str] = []
+    texts: list[Text] = [*_responses(record)]
+    for column, media in media_of(record):
+        if column.endswith("videos"):
+            texts.append((column, media.path or "embedded clip"))
+            continue
+        try:
+            pictures.append(_picture(media, root))
+            names.append(column)
+        except MediaError as error:
+            texts.append((column, str(error)))
+    if preparer is not None and not isinstance(record, ImagePreference):
+        texts += _as_the_model_sees(record, root, preparer)
+    note = f"pictures, in order: {', '.join(names)}" if len(set(names)) > 1 else ""
+    return Card(f"row {row}: {record.id}", pictures, [*texts, ("origin", _origin(record))], note)
+
+
+def _responses(record: Record) -> Iterator[Text]:
+    prompt = record.prompt if isinstance(record, ImagePreference) else prompt_text(record.prompt)
+    yield "prompt", prompt
+    match record:
+        case Preference():
+            yield "chosen", difference(record.chosen, record.rejected, kind="good")
+            yield "rejected", difference(record.rejected, record.chosen)
+        case Ranking():
+            for response in sorted(record.responses, key=lambda response: response.rank):
+                yield f"rank {response.rank}", response.text
+        case Example() | Verifiable():
+            yield "answer", record.answer or "none given"
+
+
+def _as_the_model_sees(record: Any, root: Path, preparer: Preparer) -> Iterator[Text]:
+    try:
+        condition = preparer.condition(record.prompt, record.images, root, id=record.id)
+    except MmalignError as error:
+        yield "as the model sees it", f"it cannot: {error}"
+        return
+    yield "as the model sees it", condition.text
+    num_tokens = len(condition.prompt_ids)
+    yield "prompt tokens", f"{num_tokens}, of which {condition.num_image_tokens} are image tokens"
+
+
+def _picture(media: Media, root: Path) -> str:
+    return thumbnail(open_image(media, root))
+
+
+def _origin(record: Record) -> str:
+    origin = record.origin
+    parts = (f"{origin.builder} {origin.version}".strip(), origin.source, origin.reason)
+    return ", ".join(part for part in parts if part) or "not told"

@@ -1,0 +1,120 @@
+"""`mmalign data`: check, measure, look at and import datasets."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from data_builders.importers import llava, realign, rlaif_v, trl
+
+app = typer.Typer(
+    help="Check, measure, look at and import datasets.", no_args_is_help=True, rich_markup_mode=None
+)
+
+IMPORTERS = {
+    "trl": trl.read,
+    "llava": llava.read,
+    "rlaif_v": rlaif_v.read,
+    "realign": realign.read,
+}
+Format = StrEnum("Format", list(IMPORTERS))
+
+Directory = Annotated[Path, typer.Argument(metavar="DIR", help="A dataset directory.")]
+
+
+@app.command()
+def validate(
+    directory: Directory,
+    max_problems: Annotated[int, typer.Option(min=1, help="Print no more than this.")] = 50,
+    skip_media: Annotated[bool, typer.Option("--skip-media", help="Open no picture.")] = False,
+) -> None:
+    """Check every row and every picture. Exit code: 0 clean, 1 problems, 2 unusable."""
+    from data_builders.inspect import validate as find
+    from mmalign.store import open_dataset
+
+    dataset = open_dataset(directory)
+    rows: set[int | None] = set()
+    num_findings = 0
+    for finding in find(dataset, skip_media=skip_media):
+        rows.add(finding.row)
+        num_findings += 1
+        if num_findings <= max_problems:
+            typer.echo(finding)
+    if num_findings > max_problems:
+        typer.echo(f"… and {num_findings - max_problems} more; --max-problems shows them")
+    if num_findings:
+        typer.echo(f"{directory}: {num_findings} problems in {len(rows)} of {len(dataset)} rows")
+        raise typer.Exit(1)
+    typer.echo(f"{directory}: {len(dataset)} {dataset.manifest.kind} records, no problems")
+
+
+@app.command()
+def stats(
+    directory: Directory,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Count: lengths, length bias, duplicates, yes/no balance, missing media, reasons."""
+    from data_builders.inspect import stats as measure
+    from data_builders.inspect import stats_text
+    from mmalign.store import open_dataset
+
+    numbers = measure(open_dataset(directory))
+    typer.echo(json.dumps(numbers, indent=2) if as_json else stats_text(numbers))
+
+
+@app.command()
+def preview(
+    directory: Directory,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file; by default preview.html in DIR.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many records.")] = 24,
+    processor: Annotated[
+        str | None,
+        typer.Option(metavar="CHECKPOINT", help="Show prompts as this model would see them."),
+    ] = None,
+) -> None:
+    """Write an HTML page that shows records with their pictures and differing words."""
+    from data_builders.preview import preview as show
+    from mmalign.store import open_dataset
+
+    dataset = open_dataset(directory)
+    preparer = None
+    if processor is not None:
+        from mmalign.models.load import load_processor
+
+        preparer = load_processor(processor)
+    out = out or directory / "preview.html"
+    show(dataset, limit=limit, preparer=preparer).write(out)
+    typer.echo(out)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="A parquet, JSON or JSON lines file, or a folder.")
+    ],
+    out: Annotated[Path, typer.Argument(help="The dataset directory to make.")],
+    format: Annotated[Format, typer.Option("--from", help="What SOURCE holds.")],
+    images_root: Annotated[
+        Path | None, typer.Option(help="Where image paths start; by default SOURCE's folder.")
+    ] = None,
+    embed_media: Annotated[
+        bool, typer.Option("--embed-media", help="Copy the pictures into the rows.")
+    ] = False,
+) -> None:
+    """Import another tool's file; rows that cannot be used go to OUT/quarantine.jsonl."""
+    from data_builders.convert import QUARANTINE, told
+    from data_builders.convert import convert as run
+
+    read = IMPORTERS[format.value]
+    manifest = run(source, out, read, images_root=images_root, embed_media=embed_media)
+    typer.echo(f"{out}: {manifest.num_records} {manifest.kind} records")
+    num_bad = sum(manifest.counts.values()) - manifest.counts["imported"]
+    if num_bad:
+        reasons = told(manifest.counts)
+        typer.echo(f"{num_bad} rows left out ({reasons}); {out / QUARANTINE} says why")

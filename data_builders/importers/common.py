@@ -1,0 +1,261 @@
+"""What the importers share: reading rows, words for bad ones, turns into messages.
+
+An importer is `read(source)`, which yields a record or a Bad for every row. A bad row never stops
+it, and whether its pictures can be read is asked later, by mmalign.media. Files are opened by what
+they hold: parquet, a JSON list, or JSON lines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mmalign import __version__
+from mmalign.errors import DataError
+from mmalign.records import Block, Example, Media, Message, Origin, Preference
+
+IMAGE_PLACE = "<image>"
+ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row of a source. `where` is for people, `id` is its name if it has none of its own."""
+
+    where: str
+    id: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bad:
+    """A row that cannot be used. `reason` is a short name to count by, `detail` a sentence."""
+
+    where: str
+    id: str = ""
+    reason: str
+    detail: str
+
+
+class Unusable(Exception):
+    """Raised by an importer about the row in hand; becomes a Bad."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(detail)
+
+
+def import_rows(
+    source: Path, parse: Callable[[Row], Example | Preference], importer: str
+) -> Iterator[Example | Preference | Bad]:
+    """Run `parse` over the rows of a source; what it finds Unusable is yielded as Bad."""
+    for row in read_rows(source):
+        if isinstance(row, Bad):
+            yield row
+            continue
+        try:
+            record = parse(row)
+        except Unusable as error:
+            yield Bad(where=row.where, id=row.id, reason=error.reason, detail=error.detail)
+            continue
+        origin = Origin(builder=importer, version=__version__, source=row.where, reason="imported")
+        yield replace(record, origin=origin)
+
+
+def read_rows(source: Path) -> Iterator[Row | Bad]:
+    """The rows of a parquet file, a folder of them, a JSON list, or JSON lines.
+
+    Lines are counted from 1, rows of parquet and of lists from 0.
+    Raises DataError when the source as a whole cannot be read.
+    """
+    if source.is_dir():
+        files = sorted(source.glob("*.parquet"))
+        if not files:
+            raise DataError("holds no parquet file", where=str(source))
+    else:
+        files = [source]
+    for file in files:
+        try:
+            if file.suffix == ".parquet":
+                yield from _parquet_rows(file)
+            elif _holds_a_list(file):
+                yield from _list_rows(file)
+            else:
+                yield from _line_rows(file)
+        except OSError as error:
+            reason = error.strerror or error
+            raise DataError(f"cannot be read ({reason})", where=str(file)) from None
+
+
+def text(values: dict[str, Any], column: str) -> str:
+    """A column that must hold words."""
+    value = required(values, column)
+    if not isinstance(value, str):
+        raise Unusable("wrong_type", f"{column} is {type(value).__name__}, wanted text")
+    if not value.strip():
+        raise Unusable("empty_text", f"{column} is empty")
+    return value
+
+
+def required(values: dict[str, Any], column: str) -> Any:
+    """A column that must be there and not null."""
+    if values.get(column) is None:
+        known = ", ".join(values) or "none"
+        raise Unusable("missing_column", f"column {column} is missing; the row has {known}")
+    return values[column]
+
+
+def media(value: Any) -> tuple[Media, ...]:
+    """Pictures from what public sets hold: a path, {"bytes", "path"}, a list of these, or null."""
+    if value is None:
+        return ()
+    if isinstance(value, list):
+        return tuple(item for part in value for item in media(part))
+    if isinstance(value, str) and value:
+        return (Media(path=value),)
+    if isinstance(value, dict) and (value.get("bytes") is not None or value.get("path")):
+        data, path = value.get("bytes"), value.get("path") or None
+        if isinstance(data, bytes | None) and isinstance(path, str | None):
+            return (Media(path=path, bytes=data),)
+    raise Unusable("wrong_type", 'an image is neither a path nor {"bytes", "path"}')
+
+
+def messages(turns: Any, *, role: str = "role", content: str = "content") -> tuple[Message, ...]:
+    """Turns as messages; `<image>` in a user's text, or an image block, becomes an image place."""
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise Unusable("wrong_type", "turns are not a list of objects")
+    result = []
+    for turn in turns:
+        speaker = turn.get(role)
+        if speaker not in ROLES:
+            raise Unusable("unknown_role", f"a turn's {role} is {speaker!r}; known: {[*ROLES]}")
+        blocks = _blocks(turn.get(content), with_places=ROLES[speaker] == "user")
+        result.append(Message(role=ROLES[speaker], content=blocks))
+    return tuple(result)
+
+
+def with_image_places(prompt: tuple[Message, ...], num_images: int) -> tuple[Message, ...]:
+    """The prompt with its images at the front of the first user turn, if it gives them no place."""
+    if any(block.type == "image" for message in prompt for block in message.content):
+        return prompt
+    places = (Block(type="image"),) * num_images
+    for index, message in enumerate(prompt):
+        if message.role == "user":
+            first = replace(message, content=places + message.content)
+            return (*prompt[:index], first, *prompt[index + 1 :])
+    return prompt
+
+
+def split_pair(
+    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], str, str]:
+    """The prompt that two conversations share and the answer with which each of them ends."""
+    if chosen[:-1] != rejected[:-1]:
+        raise Unusable("prompts_differ", "chosen and rejected differ before their last turn")
+    return chosen[:-1], answer(chosen[-1:], "chosen"), answer(rejected[-1:], "rejected")
+
+
+def answer(turns: tuple[Message, ...], column: str) -> str:
+    """The words of the one assistant turn in `turns`."""
+    if len(turns) != 1 or turns[0].role != "assistant":
+        raise Unusable("no_answer", f"{column} is not one assistant turn")
+    words = "".join(block.text for block in turns[0].content)
+    return text({column: words}, column)
+
+
+def _blocks(content: Any, *, with_places: bool) -> tuple[Block, ...]:
+    if isinstance(content, str):
+        return tuple(_text_blocks(content)) if with_places else (Block(type="text", text=content),)
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise Unusable("wrong_type", "a turn holds neither text nor blocks")
+    blocks: list[Block] = []
+    for part in content:
+        if part.get("type") == "image":
+            blocks.append(Block(type="image"))
+        elif part.get("type") == "text" and isinstance(part.get("text"), str):
+            blocks.append(Block(type="text", text=part["text"]))
+        else:
+            raise Unusable("wrong_type", f"a block is {part.get('type')!r}, wanted text or image")
+    return tuple(blocks)
+
+
+def _text_blocks(words: str) -> Iterator[Block]:
+    """Text cut at `<image>`; the line breaks beside it belong to it."""
+    parts = words.split(IMAGE_PLACE)
+    if len(parts) == 1:
+        yield Block(type="text", text=words)
+        return
+    for index, part in enumerate(parts):
+        if index > 0:
+            yield Block(type="image")
+        if part.strip():
+            yield Block(type="text", text=part.strip("\n"))
+
+
+def _parquet_rows(file: Path) -> Iterator[Row | Bad]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    index = 0
+    try:
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
+            for values in batch.to_pylist():
+                yield _row(file, "row", index, values)
+                index += 1
+    except pa.ArrowException as error:
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"cannot be read ({reason})", where=f"{file}, row {index}") from None
+
+
+def _holds_a_list(file: Path) -> bool:
+    with open(file, "rb") as stream:
+        for line in stream:
+            start = line.removeprefix(b"\xef\xbb\xbf").lstrip()
+            if start:
+                return start.startswith(b"[")
+    raise DataError("is empty", where=str(file))
+
+
+def _list_rows(file: Path) -> Iterator[Row | Bad]:
+    try:
+        values = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:
+        raise DataError(
+            f"is not valid JSON ({error})",
+            where=str(file),
+            fix="repair it, or give one object a line, so that a broken row loses only itself",
+        ) from None
+    for index, value in enumerate(values):
+        yield _row(file, "row", index, value)
+
+
+def _line_rows(file: Path) -> Iterator[Row | Bad]:
+    with open(file, "rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                where = f"{file.name} line {number}"
+                yield Bad(where=where, reason="malformed_json", detail=f"is not JSON: {error}")
+                continue
+            yield _row(file, "line", number, value)
+
+
+def _row(file: Path, unit: str, number: int, value: Any) -> Row | Bad:
+    where = f"{file.name} {unit} {number}"
+    if not isinstance(value, dict):
+        detail = f"is {type(value).__name__}, wanted an object"
+        return Bad(where=where, reason="malformed_json", detail=detail)
+    name = value.get("id")
+    return Row(where=where, id=f"{file.stem}-{number}" if name is None else str(name), values=value)
