@@ -15,20 +15,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, model_validator
 
+from evals.base import read_jsonl
+from evals.compare import Comparison, compare
 from mmalign.config import Strict
 from mmalign.errors import ConfigError, DataError, MediaError
 from mmalign.report.page import Card, Marked, Page, mark, thumbnail
 from mmalign.store import write_atomically
 
-if TYPE_CHECKING:
-    from evals.compare import Comparison
-
 ALPHA = 0.05
+_TESTS = {"mcnemar": "McNemar's exact test", "bootstrap": "the paired bootstrap"}
 _CURVE_POINTS = 100
 _CURVES = {
     "train/loss": "Loss",
@@ -78,8 +78,8 @@ class Metric:
 
     def show(self, value: float, *, sign: bool = False) -> str:
         """The number in percent or as it is, to one decimal."""
-        text = f"{100 * value if self.percent else value:{'+' if sign else ''}.1f}"
-        return text.replace("-", "−")
+        rounded = round(100 * value if self.percent else value, 1) + 0.0  # never "-0.0"
+        return f"{rounded:{'+' if sign and rounded else ''}.1f}".replace("-", "−")
 
 
 METRICS: dict[str, tuple[Metric, ...]] = {
@@ -123,12 +123,12 @@ class Evaluation:
 
     def items(self, suite: str) -> dict[str, dict[str, Any]]:
         """The answered items of one suite, by id."""
-        rows = _read_lines(self.folder / self.suites[suite]["items"])
-        return {str(row["id"]): row for row in rows}
+        path = self.folder / self.suites[suite]["items"]
+        return {str(row["id"]): row for _, row in read_jsonl(path)}
 
 
 @dataclass(frozen=True)
-class Test:
+class Finding:
     """A paired test of one number, run against base, with its p-value corrected within the run."""
 
     comparison: Comparison
@@ -172,7 +172,7 @@ class Report:
     recipe: ReportRecipe
     base: Evaluation
     runs: list[Evaluation]
-    tests: dict[str, list[Test]]
+    tests: dict[str, list[Finding]]
 
     @property
     def evaluations(self) -> list[Evaluation]:
@@ -231,9 +231,9 @@ class Report:
                 grids.append(Grid(f"{_title(suite)}: difference from base", columns, rows))
         return grids
 
-    def summary(self) -> str:
-        """The findings in one paragraph, a sentence or two per run."""
-        return " ".join(_sentence(run.name, self.tests[run.name]) for run in self.runs)
+    def summary(self) -> dict[str, str]:
+        """The findings in words, one sentence per run."""
+        return {run.name: _sentence(self.tests[run.name]) for run in self.runs}
 
 
 def build_report(recipe: ReportRecipe) -> Path:
@@ -246,8 +246,6 @@ def collect(recipe: ReportRecipe) -> Report:
 
     Raises DataError for a directory without results, ConfigError for a suite nobody has.
     """
-    from evals.compare import compare
-
     base = _read_evaluation(recipe.base_name, recipe.base)
     runs = [_read_evaluation(run.name, run.eval) for run in recipe.runs]
     report = Report(recipe, base, runs, tests={})
@@ -279,44 +277,38 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _tests(suites: Mapping[str, dict[str, Any]], comparisons: Sequence[Comparison]) -> list[Test]:
+def _tests(
+    suites: Mapping[str, dict[str, Any]], comparisons: Sequence[Comparison]
+) -> list[Finding]:
     """The comparisons the tables show; they are the family that Holm's correction covers."""
     shown = {
-        (key, metric.key): (metric, f"{_title(suite)} {metric.label}")
+        (key, metric.key): (metric, _title(suite, metric))
         for key, suite in suites.items()
         for metric in _metrics(suite)
     }
     family = [c for c in comparisons if (c.suite, c.metric) in shown]
     adjusted = holm([c.p_value for c in family])
-    return [
-        Test(c, *_named(shown[c.suite, c.metric]), p) for c, p in zip(family, adjusted, strict=True)
-    ]
+    return [Finding(c, *shown[c.suite, c.metric], p) for c, p in zip(family, adjusted, strict=True)]
 
 
-def _named(found: tuple[Metric, str]) -> tuple[Metric, str]:
-    metric, label = found
-    # "CHAIR CHAIR_i" says nothing twice.
-    return metric, label.replace("CHAIR CHAIR", "CHAIR")
-
-
-def _sentence(name: str, tests: Sequence[Test]) -> str:
+def _sentence(tests: Sequence[Finding]) -> str:
     """One run in words: what got better, worse, what changed, and what cannot be told."""
     if not tests:
-        return f"{name}: no measure could be tested against base."
+        return "no measure could be tested against base."
     told = {
         verdict: [_change(test) for test in tests if test.verdict == verdict]
         for verdict in ("better", "worse", "changed")
     }
     open_questions = [test.label for test in tests if test.verdict == "not significant"]
     if len(open_questions) == len(tests):
-        return f"{name}: no significant difference from base in any of {len(tests)} measures."
+        return f"no significant difference from base in any of {len(tests)} measures."
     parts = [f"{verdict} in {_listed(labels)}" for verdict, labels in told.items() if labels]
     if open_questions:
         parts.append(f"no significant difference in {_listed(open_questions)}")
-    return f"{name}: {'; '.join(parts)}."
+    return f"{'; '.join(parts)}."
 
 
-def _change(test: Test) -> str:
+def _change(test: Finding) -> str:
     c, metric = test.comparison, test.metric
     unit = " %" if metric.percent else ""
     return f"{test.label} ({metric.show(c.a)} → {metric.show(c.b)}{unit})"
@@ -329,7 +321,8 @@ def _listed(words: Sequence[str]) -> str:
 def _page(report: Report) -> Page:
     recipe = report.recipe
     page = Page(recipe.title, f"{_listed([r.name for r in report.runs])} against {_of(report)}")
-    page.paragraph(report.summary())
+    for name, sentence in report.summary().items():
+        page.paragraph(Marked(((name, "strong"), (f": {sentence}", None))))
     if recipe.note:
         page.paragraph(recipe.note)
     page.heading("Before and after")
@@ -363,7 +356,7 @@ def _explanation(report: Report) -> str:
         labels = tests.setdefault(test.comparison.test, [])
         if test.metric.label not in labels:
             labels.append(test.metric.label)
-    used = "; ".join(f"{name} for {_listed(labels)}" for name, labels in tests.items())
+    used = "; ".join(f"{_TESTS[name]} for {_listed(labels)}" for name, labels in tests.items())
     sizes = sorted({len(family) for family in report.tests.values()})
     return (
         f"Each run is tested against base on the same items: {used}. Brackets hold the 95% "
@@ -384,7 +377,7 @@ def _add_bars(page: Page, report: Report) -> None:
                     [e.name for e in shown],
                     [100 * (e.value(key, "chair_i") or 0) for e in shown],
                     [(100 * i[0], 100 * i[1]) if i else None for i in intervals],
-                    title=f"{_title(suite)}_i, %",
+                    title=f"{_title(suite, METRICS['chair'][0])}, %",
                 ),
                 "Share of mentioned objects that are not in the picture, with its 95% interval. "
                 "Lower is better.",
@@ -421,7 +414,8 @@ def _add_gallery(page: Page, report: Report) -> None:
         return
     evaluations = [e for e in report.evaluations if key in e.suites]
     items = {e.name: e.items(key) for e in evaluations}
-    shared = sorted(set.intersection(*(set(rows) for rows in items.values())))
+    answered = ({id for id, row in rows.items() if row["answer"]} for rows in items.values())
+    shared = sorted(set.intersection(*answered))
     before = items[report.base.name]
     change = {
         id: sum(_errors(rows[id]) for rows in items.values()) - len(items) * _errors(before[id])
@@ -433,8 +427,8 @@ def _add_gallery(page: Page, report: Report) -> None:
         return
     page.heading("Scenes")
     page.paragraph(
-        f"{_title(report.suites[key])}: over all runs, {len(fixed):,} of {len(shared):,} scenes "
-        f"have fewer errors than under base, {len(broken):,} have more, and "
+        f"{_title(report.suites[key])}: over all runs, {len(fixed):,} of {len(shared):,} answered "
+        f"items have fewer errors than under base, {len(broken):,} have more, and "
         f"{len(shared) - len(fixed) - len(broken):,} as many. Below are the largest changes "
         "each way, not a random sample; what is not in the picture, or is wrong, is highlighted."
     )
@@ -467,14 +461,16 @@ def _card(verdict: str, id: str, items: Mapping[str, dict[str, Any]], root: Path
         row = rows[id]
         if "hallucinated" in row:
             words = sorted(set(row["hallucinated"]))
-            label = f"{name} · not in the picture: {', '.join(words) or 'nothing'}"
-            texts.append((label, mark(row["answer"], words)))
+            # The answer may name an object in other words than its category's.
+            listed = f"\nNot in the picture: {', '.join(words) or 'nothing'}."
+            answer = mark(row["answer"], words).parts
+            texts.append((name, Marked((*answer, (listed, "quiet")))))
         else:
             wrong = Marked(((row["answer"], "bad" if _errors(row) else None),))
             texts.append((f"{name} · {'wrong' if _errors(row) else 'right'}", wrong))
     note = f"In the picture: {', '.join(first['truth'])}." if first.get("truth") else ""
     try:
-        pictures = [thumbnail(open_image(Media(path=first["image"]), root))]
+        pictures = [thumbnail(open_image(Media(path=first["image"]), root), max_side=320)]
     except MediaError as error:
         # The scene is still worth reading without its picture, and the card says what is missing.
         pictures, note = [], f"{note} The picture is not shown: {error}".strip()
@@ -512,8 +508,9 @@ def _results(report: Report) -> dict[str, Any]:
 
 def _markdown(report: Report) -> str:
     tables = "\n".join(grid.markdown() for grid in [*report.values(), *report.differences()])
+    summary = "\n".join(f"- {name}: {sentence}" for name, sentence in report.summary().items())
     note = f"{report.recipe.note}\n\n" if report.recipe.note else ""
-    return f"# {report.recipe.title}\n\n{report.summary()}\n\n{note}{tables}"
+    return f"# {report.recipe.title}\n\n{summary}\n\n{note}{tables}"
 
 
 def _read_evaluation(name: str, folder: Path) -> Evaluation:
@@ -530,28 +527,10 @@ def _read_evaluation(name: str, folder: Path) -> Evaluation:
     return Evaluation(name, folder, results)
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines. A last line cut short by a killed process is dropped; any other is an error."""
-    try:
-        lines = path.read_text().splitlines()
-    except OSError as error:
-        raise DataError(f"cannot be read ({error.strerror})", where=str(path)) from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                where = f"{path}, line {number}"
-                raise DataError(f"is not valid JSON ({error})", where=where) from None
-    return rows
-
-
 def _read_history(folder: Path) -> dict[int, dict[str, Any]]:
     """Metrics by step; a step that a resumed run repeated counts once, as it went last."""
-    rows = _read_lines(folder / "metrics.jsonl")
     history: dict[int, dict[str, Any]] = {}
-    for row in rows:
+    for _, row in read_jsonl(folder / "metrics.jsonl"):
         history[row["step"]] = history.get(row["step"], {}) | row
     return dict(sorted(history.items()))
 
@@ -569,15 +548,16 @@ def _metrics(suite: Mapping[str, Any]) -> tuple[Metric, ...]:
     return known or tuple(Metric(key, key, percent=False) for key in suite["metrics"])
 
 
-def _title(suite: Mapping[str, Any]) -> str:
-    """ "POPE adversarial", or "CHAIR" where the split is not part of the key."""
-    split = str(suite.get("split") or "")
-    name = str(suite["benchmark"]).upper()
-    return f"{name} {split}" if split and split in suite["key"] else name
+def _title(suite: Mapping[str, Any], metric: Metric | None = None) -> str:
+    """The suite in words, such as "POPE adversarial", or one of its measures: "CHAIR recall"."""
+    name, label = str(suite["benchmark"]).upper(), metric.label if metric else ""
+    # "CHAIR CHAIR_i" says one thing twice.
+    parts = ["" if label.startswith(name) else name, suite.get("split"), label]
+    return " ".join(part for part in parts if part)
 
 
 def _column(metric: Metric) -> str:
-    return metric.label + {"lower": " ↓", "higher": " ↑", None: ""}[metric.better]
+    return metric.label + {"lower": "\u00a0↓", "higher": "\u00a0↑", None: ""}[metric.better]
 
 
 def _value_cell(evaluation: Evaluation, suite: str, metric: Metric) -> str | Marked | None:
@@ -591,7 +571,7 @@ def _value_cell(evaluation: Evaluation, suite: str, metric: Metric) -> str | Mar
     return Marked(((metric.show(value), None), (f" ± {half}", "quiet")))
 
 
-def _difference_cell(test: Test | None) -> str | Marked | None:
+def _difference_cell(test: Finding | None) -> str | Marked | None:
     if test is None:
         return None
     c, metric = test.comparison, test.metric
@@ -613,8 +593,7 @@ def _one_line(cell: str | Marked | None) -> str:
 
 
 def _finite(value: object) -> float | None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return value if number and math.isfinite(value) else None
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _jsonable(value: object) -> object:

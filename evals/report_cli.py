@@ -14,7 +14,9 @@ app = typer.Typer(
 
 @app.command(name="report")
 def report(
-    config: Path = typer.Argument(help="A report recipe, such as configs/eval/report_example.yaml."),
+    config: Path = typer.Argument(
+        help="A report recipe, such as configs/eval/report_example.yaml."
+    ),
     overrides: list[str] = typer.Argument(None, help="Changes to it, as dotted.key=value."),
 ) -> None:
     """Build the before/after report of a recipe and print its tables."""
@@ -25,6 +27,7 @@ def report(
     path = write(found)
     for grid in found.values():
         typer.echo(grid.markdown())
-    typer.echo(f"{found.summary()}\n")
+    for name, sentence in found.summary().items():
+        typer.echo(f"{name}: {sentence}\n")
     typer.echo(f"page     {path}")
     typer.echo(f"numbers  {path.with_name('results.json')}")

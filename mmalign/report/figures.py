@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +25,8 @@ _SERIES = ("#2b6cb0", "#c05621", "#2f855a", "#8a4fbf", "#a8336a", "#7a6a1f", "#3
 _VARIABLES = _INK | {color: f"var(--series-{i}, {color})" for i, color in enumerate(_SERIES, 1)}
 _DASHES = ("solid", (0, (6, 1.5)), (0, (1.5, 1)))
 _LEGEND_COLUMNS = 2
-_RC = {
+_LABEL_LENGTH = 28
+_RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "axes.unicode_minus": True,
@@ -118,8 +120,10 @@ def _whole(series: Mapping[str, Sequence[tuple[float, float]]]) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A label that matplotlib shows as it is: it hides those that begin with an underscore."""
-    return f"\u200b{name}" if name.startswith("_") else name
+    """A label short enough to leave room for the drawing, and shown whatever it begins with."""
+    short = name if len(name) <= _LABEL_LENGTH else f"{name[: _LABEL_LENGTH - 1]}…"
+    # Matplotlib hides labels that begin with an underscore.
+    return f"\u200b{short}" if short.startswith("_") else short
 
 
 @contextmanager
@@ -130,7 +134,7 @@ def _axes(width: float, height: float, title: str) -> Iterator[tuple[Figure, Axe
     from matplotlib.figure import Figure
 
     # Salted by title, so that the figures of one page share no element id.
-    with matplotlib.rc_context(_RC | {"svg.hashsalt": title}):
+    with matplotlib.rc_context({**_RC, "svg.hashsalt": title}):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasSVG(figure)
         figure.patch.set_alpha(0)
@@ -143,7 +147,10 @@ def _axes(width: float, height: float, title: str) -> Iterator[tuple[Figure, Axe
 def _svg(figure: Figure, label: str) -> str:
     """The figure as an <svg> element to stand inside HTML: no prolog, no metadata, own fonts."""
     sink = io.StringIO()
-    figure.savefig(sink, format="svg", metadata={"Date": None})
+    with warnings.catch_warnings():
+        # Text stays text, so the reader's own fonts draw what matplotlib's cannot.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(sink, format="svg", metadata={"Date": None})
     text = sink.getvalue()
     text = text[text.index("<svg") :].strip()
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
