@@ -27,8 +27,8 @@ def build(
     A build that was stopped goes on where it stopped when it is started again. To use several
     processes or machines, give each its shard=0/16, shard=1/16, … and one output folder.
     """
+    from data_builders.built_page import PREVIEW
     from data_builders.config import load_builder
-    from data_builders.preview import PREVIEW
     from mmalign.store import MANIFEST, read_manifest
 
     out = load_builder(config, overrides or ()).build()

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from data_builders.base import Builder, GeneratorConfig, SentenceFilter, SimilarityFilter, Source
-from data_builders.preview import write_preview
+from data_builders.built_page import write_preview
 from mmalign.generate.base import Generator, Request
 from mmalign.jobs import Outcome, run_job
 from mmalign.records import Example, Origin, Preference

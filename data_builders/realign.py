@@ -36,9 +36,9 @@ from data_builders.base import (
     SimilarityFilter,
     Source,
 )
+from data_builders.built_page import write_preview
 from data_builders.completion import Completer, Gapped, InstructCompleter
 from data_builders.masking import Masked, Masker, ModelMasker, Refused, locate
-from data_builders.preview import write_preview
 from mmalign.config import Strict
 from mmalign.errors import MediaError
 from mmalign.jobs import Outcome, run_job
