@@ -235,7 +235,8 @@ def _items(suite: Suite) -> str:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    # ASCII: an answer may hold U+2028, at which many readers would break the line.
+    return json.dumps(row) + "\n"
 
 
 def _sha256(value: Any) -> str:

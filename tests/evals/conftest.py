@@ -1,0 +1,175 @@
+"""Evaluation and training directories with known contents, as `mmalign eval` writes them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+OBJECTS = ["dog", "cat", "car", "chair", "cup", "bench", "bird", "boat", "clock", "kite"]
+COLOURS = ["#c0392b", "#2980b9", "#27ae60", "#f39c12", "#8e44ad", "#16a085"]
+NUM_SCENES = 60
+NUM_QUESTIONS = 120
+
+
+@pytest.fixture(scope="session")
+def evaluations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `images`, `base`, `good` (better) and `same` (as base), each evaluated."""
+    root = tmp_path_factory.mktemp("evaluations")
+    _draw(root / "images")
+    evaluate(root, "base", invents=0.5, right=0.7)
+    evaluate(root, "good", invents=0.15, right=0.9)
+    evaluate(root, "same", invents=0.5, right=0.7)
+    for name in ("good", "same"):
+        train(root / f"train-{name}", rate=0.02 if name == "good" else 0.004)
+    return root
+
+
+def evaluate(root: Path, name: str, *, invents: float, right: float) -> None:
+    """Write one evaluation directory: captions and yes/no questions over the same scenes."""
+    folder = root / name
+    (folder / "items").mkdir(parents=True)
+    suites = [
+        _chair(root, folder, random.Random(f"{name} captions"), invents),
+        _pope(root, folder, random.Random(f"{name} questions"), right),
+    ]
+    results = {
+        "name": name,
+        "model": f"models/{name}",
+        "fingerprint": f"{name:0<12}",
+        "config": {"model": f"models/{name}", "max_new_tokens": 64, "seed": 0},
+        "versions": {"mmalign": "0.1.0", "torch": "2.8.0"},
+        "suites": suites,
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def train(folder: Path, *, rate: float) -> None:
+    """Write the metrics and the recipe of a training run of 300 steps."""
+    folder.mkdir()
+    noise = random.Random(str(rate))
+    rows = [
+        {
+            "step": step,
+            "train/loss": 0.1 + 0.59 * 2.718 ** (-rate * step) + noise.gauss(0, 0.02),
+            "train/margin": rate * step / 2 + noise.gauss(0, 0.1),
+            "train/chosen_logp_change": -rate * step + noise.gauss(0, 0.2),
+            "train/rejected_logp_change": -4 * rate * step + noise.gauss(0, 0.3),
+        }
+        for step in range(1, 301)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.yaml").write_text("loss:\n  name: dpo\n  beta: 0.1\n")
+
+
+def truth(index: int) -> list[str]:
+    """The objects of scene `index`, the same for every model."""
+    return sorted(random.Random(index).sample(OBJECTS, 3))
+
+
+def _draw(folder: Path) -> None:
+    folder.mkdir()
+    for index in range(NUM_SCENES):
+        shapes = random.Random(index)
+        image = Image.new("RGB", (96, 64), shapes.choice(["#e8e4d8", "#d8e4e8", "#e0e8d8"]))
+        for _ in truth(index):
+            x, y = shapes.randrange(70), shapes.randrange(40)
+            ImageDraw.Draw(image).ellipse((x, y, x + 22, y + 22), fill=shapes.choice(COLOURS))
+        image.save(folder / f"scene-{index:03d}.png")
+
+
+def _chair(root: Path, folder: Path, choose: random.Random, invents: float) -> dict:
+    rows = []
+    for index in range(NUM_SCENES):
+        seen = [word for word in truth(index) if choose.random() < 0.8]
+        absent = [word for word in OBJECTS if word not in truth(index)]
+        invented = sorted(w for w in choose.sample(absent, 3) if choose.random() < invents)
+        words = [f"There is a {word} on the left." for word in seen]
+        answer = " ".join(words + [f"A {word} stands next to it." for word in invented])
+        rows.append(
+            {
+                "id": f"scene-{index:03d}",
+                "image": f"scene-{index:03d}.png",
+                "prompt": "Describe the picture.",
+                "answer": answer or "An empty scene.",
+                "mentioned": sorted(seen + invented),
+                "hallucinated": invented,
+                "truth": truth(index),
+                "recalled": seen,
+                "num_words": len((answer or "An empty scene.").split()),
+            }
+        )
+    mentions = sum(len(row["mentioned"]) for row in rows)
+    metrics = {
+        "chair_i": sum(len(row["hallucinated"]) for row in rows) / mentions,
+        "chair_s": sum(bool(row["hallucinated"]) for row in rows) / len(rows),
+        "recall": sum(len(row["recalled"]) for row in rows) / (3 * len(rows)),
+        "num_words": sum(row["num_words"] for row in rows) / len(rows),
+        "mentions": mentions / len(rows),
+    }
+    return _suite(root, folder, "chair", "chair", None, metrics, rows)
+
+
+def _pope(root: Path, folder: Path, choose: random.Random, right: float) -> dict:
+    rows = []
+    for index in range(NUM_QUESTIONS):
+        scene = index % NUM_SCENES
+        asked = random.Random(f"question {index}").choice(OBJECTS)
+        label = "yes" if asked in truth(scene) else "no"
+        is_right = choose.random() < right
+        answer = label if is_right else {"yes": "no", "no": "yes"}[label]
+        rows.append(
+            {
+                "id": f"question-{index:03d}",
+                "image": f"scene-{scene:03d}.png",
+                "prompt": f"Is there a {asked} in the image?",
+                "answer": answer.capitalize(),
+                "label": label,
+                "official": answer,
+                "strict": answer,
+                "correct_official": is_right,
+                "correct_strict": is_right,
+                "num_tokens": 1,
+            }
+        )
+    hits = sum(row["official"] == row["label"] == "yes" for row in rows)
+    said = sum(row["official"] == "yes" for row in rows)
+    wanted = sum(row["label"] == "yes" for row in rows)
+    metrics = {
+        "official/accuracy": sum(row["correct_official"] for row in rows) / len(rows),
+        "official/precision": hits / said,
+        "official/recall": hits / wanted,
+        "official/f1": 2 * hits / (said + wanted),
+        "strict/accuracy": sum(row["correct_strict"] for row in rows) / len(rows),
+        "strict/f1": 2 * hits / (said + wanted),
+        "yes_ratio": said / len(rows),
+        "unparsed_rate": 0.0,
+    }
+    return _suite(root, folder, "pope-adversarial", "pope", "adversarial", metrics, rows)
+
+
+def _suite(
+    root: Path,
+    folder: Path,
+    key: str,
+    benchmark: str,
+    split: str | None,
+    metrics: dict[str, float],
+    rows: list[dict],
+) -> dict:
+    items = f"items/{key}.jsonl"
+    (folder / items).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {
+        "key": key,
+        "benchmark": benchmark,
+        "split": split,
+        "num_items": len(rows),
+        "num_unparsed": 0,
+        "images": str(root / "images"),
+        "metrics": metrics,
+        "intervals": {name: [value - 0.04, value + 0.04] for name, value in metrics.items()},
+        "items": items,
+    }

@@ -1,0 +1,132 @@
+import math
+
+import numpy as np
+import pytest
+
+from evals.stats import intervals, mcnemar, mean, paired_difference, ratio
+
+
+def interval(metric, clusters=None, **kwargs):
+    return intervals({"m": metric}, clusters, **kwargs)["m"]
+
+
+def test_value_is_ratio_of_sums_not_mean_of_ratios():
+    assert ratio([1, 1], [1, 3]).value == 0.5
+    assert mean([1, 0, 0, 1]).value == 0.5
+
+
+def test_value_is_zero_where_nothing_is_counted():
+    assert ratio([0, 0], [0, 0]).value == 0.0
+
+
+def test_interval_of_two_items_by_enumeration():
+    # Draws of {0, 1} have means 0, 1/2, 1 with chances 1/4, 1/2, 1/4.
+    assert interval(mean([0, 1])) == (0.0, 1.0)
+    assert interval(mean([0, 1]), level=0.4) == (0.5, 0.5)
+
+
+def test_interval_of_a_ratio_by_enumeration():
+    # Draws give 0/2, (0 + 3) / (1 + 4), 6/8: the outer ones are the quantiles.
+    assert interval(ratio([0, 3], [1, 4])) == (0.0, 0.75)
+    assert interval(ratio([0, 3], [1, 4]), level=0.4) == (0.6, 0.6)
+
+
+def test_interval_width_is_the_normal_one_for_many_items():
+    values = np.arange(3000) % 5 == 0
+    low, high = interval(mean(values), seed=3)
+    expected = 2 * 1.959964 * math.sqrt(0.2 * 0.8 / 3000)
+    assert high - low == pytest.approx(expected, rel=0.06)
+    assert (low + high) / 2 == pytest.approx(0.2, abs=0.002)
+
+
+def test_items_of_one_cluster_are_drawn_together():
+    # Six copies of each picture's result carry no more than one: the interval is of 50 pictures.
+    values = np.repeat(np.arange(50) % 2, 6)
+    pictures = [f"p{i}" for i in np.repeat(np.arange(50), 6)]
+    assert interval(mean(values), pictures) == interval(mean(np.arange(50) % 2))
+    low, high = interval(mean(values))
+    clustered_low, clustered_high = interval(mean(values), pictures)
+    assert clustered_high - clustered_low > 2 * (high - low)
+
+
+def test_clusters_need_not_be_neighbours():
+    assert interval(mean([0, 1, 0, 1]), ["a", "b", "a", "b"]) == (0.0, 1.0)
+
+
+def test_draws_depend_on_the_seed_alone():
+    metric = mean(np.arange(97) % 7)
+    assert interval(metric, seed=1) == interval(metric, seed=1)
+    assert interval(metric, seed=1) != interval(metric, seed=2)
+
+
+def test_all_metrics_share_their_draws():
+    metric = mean(np.arange(40) % 3)
+    both = intervals({"a": metric, "b": metric})
+    assert both["a"] == both["b"] == interval(metric)
+
+
+@pytest.mark.parametrize(
+    ("only_a", "only_b", "p"),
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (4, 4, 1.0),
+        (5, 1, 14 / 64),
+        (0, 10, 2 / 1024),
+        (3, 17, 0.0025768280029296875),  # scipy.stats.binomtest(3, 20)
+        (120, 160, 0.019606727290281328),  # scipy.stats.binomtest(120, 280)
+    ],
+)
+def test_mcnemar_is_the_exact_binomial_test(only_a, only_b, p):
+    a = [1] * only_a + [0] * only_b + [1] * 7 + [0] * 5
+    b = [0] * only_a + [1] * only_b + [1] * 7 + [0] * 5
+    assert mcnemar(a, b) == pytest.approx(p, rel=1e-12)
+    assert mcnemar(b, a) == pytest.approx(p, rel=1e-12)
+
+
+def test_mcnemar_at_benchmark_size():
+    a, b = np.zeros(9000), np.zeros(9000)
+    a[:4400], b[4400:] = 1, 1
+    assert mcnemar(a, b) == pytest.approx(0.03593075063730818, rel=1e-12)  # scipy
+
+
+def test_paired_difference_by_hand():
+    # b halves the rate on every item, so each draw says so exactly.
+    a, b = ratio([2, 4, 6], [10, 10, 10]), ratio([1, 2, 3], [10, 10, 10])
+    found = paired_difference(a, b, samples=999)
+    assert found.difference == pytest.approx(-0.2)
+    assert found.relative == pytest.approx(-0.5)
+    assert found.relative_interval == pytest.approx((-0.5, -0.5))
+    assert found.p_value == 1 / 1000
+
+
+def test_pairing_is_what_makes_a_difference_sharp():
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 50, 200).astype(float)
+    sharp = paired_difference(mean(a), mean(a + 1))
+    blurred = paired_difference(mean(a), mean(rng.permutation(a) + 1))
+    assert sharp.interval == pytest.approx((1.0, 1.0))
+    assert blurred.interval[0] < 0 < blurred.interval[1]
+    assert sharp.p_value < 0.001 < 0.05 < blurred.p_value
+
+
+def test_equal_models_differ_by_nothing():
+    found = paired_difference(mean([1, 0, 1]), mean([1, 0, 1]))
+    assert (found.difference, found.interval, found.p_value) == (0.0, (0.0, 0.0), 1.0)
+
+
+def test_p_value_is_right_under_chance():
+    # One item in ten differs: draws miss it with chance 0.9^10 = 0.349, the only d* = 0.
+    a, b = np.zeros(10), np.zeros(10)
+    b[0] = 1
+    found = paired_difference(mean(a), mean(b), samples=20_000)
+    assert found.p_value == pytest.approx(2 * 0.9**10, abs=0.02)
+
+
+def test_relative_figures_are_withheld_without_a_base():
+    none = paired_difference(mean([0, 0]), mean([0, 1]))
+    assert none.relative is None
+    assert none.relative_interval is None
+    rare = paired_difference(mean([0, 1]), mean([1, 1]))
+    assert rare.relative == pytest.approx(1.0)
+    assert rare.relative_interval is None
