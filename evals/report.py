@@ -24,7 +24,7 @@ from evals.base import read_jsonl
 from evals.compare import Comparison, compare
 from mmalign.config import Strict
 from mmalign.errors import ConfigError, DataError, MediaError
-from mmalign.report.page import Card, Marked, Page, mark, thumbnail
+from mmalign.report.page import Card, Kind, Marked, Page, mark, thumbnail
 from mmalign.store import write_atomically
 
 ALPHA = 0.05
@@ -167,35 +167,22 @@ class Grid:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the report says, before it is written."""
+    """Everything the report says, before it is written.
+
+    suites: those shown, by key, as the first evaluation that holds one describes it.
+    findings: by run name.
+    """
 
     recipe: ReportRecipe
     base: Evaluation
     runs: list[Evaluation]
-    tests: dict[str, list[Finding]]
+    suites: dict[str, dict[str, Any]]
+    findings: dict[str, list[Finding]]
 
     @property
     def evaluations(self) -> list[Evaluation]:
         """Base first, then the runs in the recipe's order."""
         return [self.base, *self.runs]
-
-    @cached_property
-    def suites(self) -> dict[str, dict[str, Any]]:
-        """The suites to show; base decides their order and their description."""
-        found: dict[str, dict[str, Any]] = {}
-        for evaluation in self.evaluations:
-            for key, suite in evaluation.suites.items():
-                found.setdefault(key, suite)
-        wanted = self.recipe.suites
-        for key in wanted or ():
-            if key not in found:
-                raise ConfigError(
-                    "no evaluation holds this suite",
-                    where="suites",
-                    got=key,
-                    wanted=", ".join(found),
-                )
-        return {key: suite for key, suite in found.items() if wanted is None or key in wanted}
 
     def values(self) -> list[Grid]:
         """The before/after tables: one per suite, a row per model, value ± half its interval."""
@@ -216,12 +203,12 @@ class Report:
         grids = []
         for key, suite in self.suites.items():
             found = {
-                (name, test.metric.key): test
-                for name, tests in self.tests.items()
-                for test in tests
-                if test.comparison.suite == key
+                (name, finding.metric.key): finding
+                for name, findings in self.findings.items()
+                for finding in findings
+                if finding.comparison.suite == key
             }
-            metrics = [m for m in _metrics(suite) if any(k == m.key for _, k in found)]
+            metrics = [m for m in _metrics(suite) if any(tested == m.key for _, tested in found)]
             if metrics:
                 rows = [
                     [run.name, *(_difference_cell(found.get((run.name, m.key))) for m in metrics)]
@@ -233,7 +220,7 @@ class Report:
 
     def summary(self) -> dict[str, str]:
         """The findings in words, one sentence per run."""
-        return {run.name: _sentence(self.tests[run.name]) for run in self.runs}
+        return {run.name: _sentence(self.findings[run.name]) for run in self.runs}
 
 
 def build_report(recipe: ReportRecipe) -> Path:
@@ -248,10 +235,11 @@ def collect(recipe: ReportRecipe) -> Report:
     """
     base = _read_evaluation(recipe.base_name, recipe.base)
     runs = [_read_evaluation(run.name, run.eval) for run in recipe.runs]
-    report = Report(recipe, base, runs, tests={})
-    for run in runs:
-        report.tests[run.name] = _tests(report.suites, compare(base.folder, run.folder))
-    return report
+    suites = _suites([base, *runs], recipe.suites)
+    findings = {
+        run.name: _findings(suites, compare(base.folder, run.folder, seed=0)) for run in runs
+    }
+    return Report(recipe, base, runs, suites, findings)
 
 
 def write(report: Report) -> Path:
@@ -277,7 +265,21 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _tests(
+def _suites(
+    evaluations: Sequence[Evaluation], wanted: Sequence[str] | None
+) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for evaluation in evaluations:
+        for key, suite in evaluation.suites.items():
+            found.setdefault(key, suite)
+    for key in wanted or ():
+        if key not in found:
+            held = ", ".join(found)
+            raise ConfigError("no evaluation holds it", where="suites", got=key, wanted=held)
+    return {key: suite for key, suite in found.items() if wanted is None or key in wanted}
+
+
+def _findings(
     suites: Mapping[str, dict[str, Any]], comparisons: Sequence[Comparison]
 ) -> list[Finding]:
     """The comparisons the tables show; they are the family that Holm's correction covers."""
@@ -291,27 +293,26 @@ def _tests(
     return [Finding(c, *shown[c.suite, c.metric], p) for c, p in zip(family, adjusted, strict=True)]
 
 
-def _sentence(tests: Sequence[Finding]) -> str:
+def _sentence(findings: Sequence[Finding]) -> str:
     """One run in words: what got better, worse, what changed, and what cannot be told."""
-    if not tests:
+    if not findings:
         return "no measure could be tested against base."
-    told = {
-        verdict: [_change(test) for test in tests if test.verdict == verdict]
+    parts = [
+        f"{verdict} in {_listed(changes)}"
         for verdict in ("better", "worse", "changed")
-    }
-    open_questions = [test.label for test in tests if test.verdict == "not significant"]
-    if len(open_questions) == len(tests):
-        return f"no significant difference from base in any of {len(tests)} measures."
-    parts = [f"{verdict} in {_listed(labels)}" for verdict, labels in told.items() if labels]
-    if open_questions:
-        parts.append(f"no significant difference in {_listed(open_questions)}")
+        if (changes := [_change(finding) for finding in findings if finding.verdict == verdict])
+    ]
+    if not parts:
+        return f"no significant difference from base in any of {len(findings)} measures."
+    if unsure := [finding.label for finding in findings if finding.verdict == "not significant"]:
+        parts.append(f"no significant difference in {_listed(unsure)}")
     return f"{'; '.join(parts)}."
 
 
-def _change(test: Finding) -> str:
-    c, metric = test.comparison, test.metric
+def _change(finding: Finding) -> str:
+    c, metric = finding.comparison, finding.metric
     unit = " %" if metric.percent else ""
-    return f"{test.label} ({metric.show(c.a)} → {metric.show(c.b)}{unit})"
+    return f"{finding.label} ({metric.show(c.a)} → {metric.show(c.b)}{unit})"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -352,15 +353,15 @@ def _page(report: Report) -> Page:
 
 def _explanation(report: Report) -> str:
     tests: dict[str, list[str]] = {}
-    for test in next(iter(report.tests.values())):
-        labels = tests.setdefault(test.comparison.test, [])
-        if test.metric.label not in labels:
-            labels.append(test.metric.label)
-    used = "; ".join(f"{_TESTS[name]} for {_listed(labels)}" for name, labels in tests.items())
-    sizes = sorted({len(family) for family in report.tests.values()})
+    for finding in (f for findings in report.findings.values() for f in findings):
+        labels = tests.setdefault(finding.comparison.test, [])
+        if finding.metric.label not in labels:
+            labels.append(finding.metric.label)
+    used = "; ".join(f"{_TESTS[test]} for {_listed(labels)}" for test, labels in tests.items())
+    sizes = sorted({len(findings) for findings in report.findings.values()} - {0})
     return (
         f"Each run is tested against base on the same items: {used}. Brackets hold the 95% "
-        f"interval of the difference. p-values are corrected by Holm's method over all "
+        "interval of the difference. p-values are corrected by Holm's method over the "
         f"{_listed([str(size) for size in sizes])} tests of a run; * marks p < {ALPHA}."
     )
 
@@ -497,11 +498,11 @@ def _results(report: Report) -> dict[str, Any]:
         },
         "comparisons": {
             name: [
-                {k: _jsonable(v) for k, v in asdict(test.comparison).items()}
-                | {"p_holm": test.p_holm, "verdict": test.verdict}
-                for test in tests
+                {k: _jsonable(v) for k, v in asdict(finding.comparison).items()}
+                | {"p_holm": finding.p_holm, "verdict": finding.verdict}
+                for finding in findings
             ]
-            for name, tests in report.tests.items()
+            for name, findings in report.findings.items()
         },
     }
 
@@ -571,16 +572,16 @@ def _value_cell(evaluation: Evaluation, suite: str, metric: Metric) -> str | Mar
     return Marked(((metric.show(value), None), (f" ± {half}", "quiet")))
 
 
-def _difference_cell(test: Finding | None) -> str | Marked | None:
-    if test is None:
+def _difference_cell(finding: Finding | None) -> Marked | None:
+    if finding is None:
         return None
-    c, metric = test.comparison, test.metric
+    c, metric = finding.comparison, finding.metric
     low, high = (metric.show(bound, sign=True) for bound in c.interval)
-    p = f"p = {test.p_holm:.3f}" if test.p_holm >= 0.001 else "p < 0.001"
-    star = "" if test.verdict == "not significant" else " *"
-    kind = {"better": "good", "worse": "bad"}.get(test.verdict)
-    number = metric.show(c.difference, sign=True) + star
-    return Marked(((number, kind), ("\n", None), (f"[{low}, {high}] {p}", "quiet")))  # type: ignore[arg-type]
+    p = f"p = {finding.p_holm:.3f}" if finding.p_holm >= 0.001 else "p < 0.001"
+    star = "" if finding.verdict == "not significant" else " *"
+    kinds: dict[str, Kind] = {"better": "good", "worse": "bad"}
+    number = (metric.show(c.difference, sign=True) + star, kinds.get(finding.verdict))
+    return Marked((number, ("\n", None), (f"[{low}, {high}] {p}", "quiet")))
 
 
 def _of(report: Report) -> str:

@@ -68,18 +68,22 @@ def page_with(text: str, picture: str) -> Page:
     return page
 
 
-SLOTS = (
-    "title,subtitle,heading 0,heading 1,heading 2,paragraph,bad,unmarked,quiet,strong,column,row,"
-    "marked,caption,curves,figcaption,bars,code,summary,term,text,same,card,note"
-).split(",")
+SLOTS = [
+    *["title", "subtitle", "heading 0", "heading 1", "heading 2", "paragraph"],
+    *["bad", "unmarked", "quiet", "strong", "column", "row", "marked", "caption"],
+    *["curves", "figcaption", "bars", "code", "summary"],
+    *["card", "term", "text", "same", "note"],
+]
 
 
 def test_hostile_text_is_shown_and_never_run_in_any_slot(picture):
     hostile = Text(page_with(HOSTILE, picture).html())
     harmless = Text(page_with("harmless words", picture).html())
     assert [slot for slot in SLOTS if f"{HOSTILE} {slot}" not in hostile.text] == []
-    assert hostile.tags == harmless.tags
-    assert "script" not in hostile.tags
+    # Axis ticks move with the width of the labels, so the drawings are compared by kind only.
+    assert set(hostile.tags) == set(harmless.tags)
+    for tag in ("img", "p", "a", "td", "small", "strong", "dd"):
+        assert hostile.tags.count(tag) == harmless.tags.count(tag)
     assert not [name for name, _ in hostile.attributes if name.startswith("on")]
 
 
