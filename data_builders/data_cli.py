@@ -12,7 +12,10 @@ import typer
 from data_builders.importers import llava, realign, rlaif_v, trl
 
 app = typer.Typer(
-    help="Check, measure, look at and import datasets.", no_args_is_help=True, rich_markup_mode=None
+    help="Check, measure, look at and import datasets.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 
 IMPORTERS = {

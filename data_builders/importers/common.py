@@ -87,7 +87,7 @@ def read_rows(source: Path) -> Iterator[Row | Bad]:
         try:
             if file.suffix == ".parquet":
                 yield from _parquet_rows(file)
-            elif _holds_a_list(file):
+            elif file.suffix != ".jsonl" and _holds_a_list(file):
                 yield from _list_rows(file)
             else:
                 yield from _line_rows(file)
@@ -228,7 +228,7 @@ def _holds_a_list(file: Path) -> bool:
 def _list_rows(file: Path) -> Iterator[Row | Bad]:
     try:
         values = json.loads(file.read_bytes().decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(
             f"is not valid JSON ({error})",
             where=str(file),
