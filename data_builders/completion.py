@@ -47,7 +47,7 @@ class InstructCompleter(Strict):
         sampling: Sampling,
         media_root: Path,
     ) -> list[str | Refused]:
-        """Complete every answer; an empty reply, or one with a gap left, is refused."""
+        """Complete every answer; a reply that is empty, cut short or has a gap left is refused."""
         requests = [
             Request(
                 id=item.id,
@@ -62,7 +62,10 @@ class InstructCompleter(Strict):
             )
             for item in gapped
         ]
-        return [_checked(reply.text.strip()) for reply in generator.generate(requests, sampling)]
+        return [
+            _checked(reply.text.strip()) if reply.finished else Refused("cut_short", reply.text)
+            for reply in generator.generate(requests, sampling)
+        ]
 
 
 class InfillCompleter(Strict):

@@ -1,7 +1,8 @@
 """The plainest pairs: what the policy says by itself against the right answer.
 
 The rejected response is a sample of the policy on the example's own picture and prompt, the first
-of `tries` that differs enough from the answer; the chosen response is the answer.
+of `tries` that differs enough from the answer; the chosen response is the answer. A sample that the
+token limit cut is none: its missing end would tell it from the answer.
 
 Launch: mmalign build config.yaml with `name: on_policy`
 """
@@ -86,7 +87,7 @@ class _Pairs:
                 if response and similarity < self.config.similarity.threshold:
                     outcomes[example.id] = self._accept(example, number, response, similarity)
         return [
-            outcomes.get(example.id) or Outcome(id=example.id, reason="dropped:always_alike")
+            outcomes.get(example.id) or Outcome(id=example.id, reason="dropped:no_try_accepted")
             for example in examples
         ]
 
@@ -101,7 +102,8 @@ class _Pairs:
             for example in trying
         ]
         sampling = self.config.generator.sampling(self.config.seed)
-        responses = [reply.text.strip() for reply in self.generator.generate(requests, sampling)]
+        replies = self.generator.generate(requests, sampling)
+        responses = [reply.text.strip() if reply.finished else "" for reply in replies]
         answers = [example.answer or "" for example in trying]
         return list(zip(trying, responses, self.similarity(answers, responses), strict=True))
 

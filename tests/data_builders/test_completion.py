@@ -27,7 +27,7 @@ class Script:
         self.calls.append(list(requests))
         texts = [self.replies.pop(0) for _ in requests]
         return [
-            Generation(id=r.id, text=text, num_tokens=1, finished=True)
+            Generation(id=r.id, text=text, num_tokens=1, finished=not text.endswith("…"))
             for r, text in zip(requests, texts, strict=True)
         ]
 
@@ -89,6 +89,7 @@ def test_a_gap_filled_with_blanks_is_refused_and_its_other_gaps_are_not_asked_fo
         (" a green vase and a lamp.\n", "a green vase and a lamp."),
         (f"a green vase and a {MASK}.", Refused("mask_left", f"a green vase and a {MASK}.")),
         ("  ", Refused("empty_response")),
+        ("a green…", Refused("cut_short", "a green…")),
     ],
 )
 def test_instruct_asks_once_and_checks_the_reply(reply: str, expected: str | Refused) -> None:

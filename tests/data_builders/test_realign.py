@@ -328,3 +328,39 @@ def test_another_config_in_the_same_directory_is_named(
     build(config(pictures, tmp_path / "out"))
     with pytest.raises(DataError, match=r"config\.k was 10, is 3"):
         build(config(pictures, tmp_path / "out", k=3))
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs ../shared/real/images: 125 photographs")
+def test_photographs_of_all_sizes_and_modes_go_through(tmp_path: Path) -> None:
+    """Random weights say nothing sensible; every photograph must still come out as a pair."""
+    from mmalign.models.tiny import TinyModel
+
+    small_clip = {
+        "embed_dim": 32,
+        "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "head_width": 32},
+        "text_cfg": {"context_length": 8, "vocab_size": 99, "width": 32, "heads": 2, "layers": 1},
+    }
+    small_clip["vision_cfg"]["patch_size"] = 16
+    (tmp_path / "small-clip-for-photographs.json").write_text(json.dumps(small_clip))
+    model = ModelConfig(path=str(TinyModel(output=str(tmp_path / "base")).build()))
+    settings = config(
+        PictureFolder(images=REAL),
+        tmp_path / "out",
+        generator=GeneratorConfig(model=model, batch_size=32),
+        encoder=OpenClip(model=str(tmp_path / "small-clip-for-photographs.json"), pretrained=None),
+        shard_rows=64,
+        # Random features of photographs are all alike; only copies may be left out here.
+        near_duplicate=0.999999,
+    )
+    settings.build()
+    dataset = open_dataset(settings.output, Preference)
+    counts = dataset.manifest.counts
+    assert sum(counts.values()) == len(list(REAL.glob("*.jpg")))
+    assert len(dataset) >= 0.9 * sum(counts.values())
+    assert not any(reason.startswith("quarantined") for reason in counts)
+    for pair in dataset:
+        assert MASK not in pair.rejected
+        assert pair.contrast_images[0].sha256 != pair.images[0].sha256
+        assert json.loads(pair.origin.detail)["similarity"] < 0.95
+    assert (settings.output / "preview.html").stat().st_size > 100_000

@@ -1,0 +1,96 @@
+"""`mmalign build`: every shipped config reads, mistakes are sentences, a small build runs whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_builders.config import BUILDERS, load_builder
+from mmalign.cli import run
+from mmalign.errors import ConfigError
+from mmalign.models.tiny import TinyModel
+from mmalign.records import Preference
+from mmalign.store import open_dataset
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "build"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_config_reads(path: Path) -> None:
+    assert load_builder(path).name in BUILDERS
+    assert "# Run:" in path.read_text() or "# Launch:" in path.read_text()
+
+
+def test_the_papers_values_are_the_shipped_ones() -> None:
+    config = load_builder(CONFIGS / "realign_coco.yaml").model_dump()
+    assert (config["k"], config["similarity"]["threshold"]) == (10, 0.95)
+    assert config["similarity"]["model"].endswith("all-mpnet-base-v2")
+    assert config["encoder"]["model"] == "ViT-L-14"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("kk=3", "did you mean k?"),
+        ("masker.wordz=[a]", "words?"),
+        ("generator.temprature=1", "did you mean generator.temperature?"),
+        ("name=realing", "names no builder; got name: realing"),
+        ("shard=3/3", "shard: wanted i/n"),
+        ("encoder.name=none", "encoder"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_builder(CONFIGS / "realign_photos.yaml", [override])
+    assert message in str(caught.value)
+
+
+def test_reading_a_config_needs_no_torch() -> None:
+    code = (
+        "import sys; from data_builders.config import load_builder; "
+        f"load_builder({str(CONFIGS / 'realign_coco.yaml')!r}); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_a_folder_of_pictures_becomes_pairs_with_a_real_model(tmp_path: Path, capsys) -> None:
+    """The shipped config on a random checkpoint: model, retrieval, filling, page, all of it."""
+    base = TinyModel(output=str(tmp_path / "base")).build()
+    (tmp_path / "photos").mkdir()
+    for number in range(6):
+        color = (40 * number, 255 - 40 * number, 90)
+        picture = Image.new("RGB", (20 + 9 * number, 50), color)
+        picture.paste((255 - 40 * number, 10, 40 * number), (0, 0, 12, 25))
+        picture.save(tmp_path / f"photos/n{number}_sea_lion.jpg")
+    (tmp_path / "photos/n9_torn.jpg").write_bytes(b"\xff\xd8\xff")
+    arguments = [
+        f"source.images={tmp_path / 'photos'}",
+        f"generator.model.path={base}",
+        f"output={tmp_path / 'out'}",
+        "near_duplicate=1.0",
+        "shard_rows=3",
+        "k=2",
+    ]
+    assert run(["build", str(CONFIGS / "realign_photos.yaml"), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "       6  preference records in" in printed
+    assert "       1  quarantined:unreadable" in printed
+    assert f"look at   {tmp_path / 'out/preview.html'}" in printed
+
+    dataset = open_dataset(tmp_path / "out", Preference)
+    for pair in dataset:
+        assert pair.chosen == "a photo of a sea lion."
+        assert pair.rejected.startswith("a photo of a ")
+        assert pair.rejected.endswith(".")
+        assert pair.contrast_images[0].path != pair.images[0].path
+    arguments = [a.replace("=" + str(tmp_path / "out"), f"={tmp_path}/again") for a in arguments]
+    assert run(["build", str(CONFIGS / "realign_photos.yaml"), *arguments, "shard=1/2"]) == 0
+    assert "others are not" in capsys.readouterr().out
+    assert run(["build", str(CONFIGS / "realign_photos.yaml"), *arguments, "shard=0/2"]) == 0
+    again = open_dataset(tmp_path / "again", Preference)
+    assert again.manifest == dataset.manifest
