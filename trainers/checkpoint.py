@@ -1,0 +1,157 @@
+"""Checkpoints: what is saved so that a resumed run equals an uninterrupted one."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from mmalign.config import dump_yaml
+from mmalign.models.load import Policy
+from trainers.directory import RunDirectory, whole_folder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a run stands after `step` optimizer steps; the sampler needs no more than the step.
+
+    metrics_bytes: length of metrics.jsonl. window: sums since the last log line.
+    """
+
+    step: int = 0
+    metrics_bytes: int = 0
+    window: dict[str, float] = field(default_factory=dict)
+
+
+def save_checkpoint(
+    run: RunDirectory,
+    accelerator: Accelerator,
+    policy: Policy,
+    scorer: nn.Module,
+    optimizer: Any,
+    position: Position,
+) -> Path:
+    """Write checkpoints/step-N, then delete the oldest beyond run.keep_last."""
+    final = run.checkpoints / f"step-{position.step:06d}"
+    with whole_folder(accelerator, final) as folder:
+        save_model(accelerator, policy, scorer, folder / "model")
+        _save_state(accelerator, policy.model, optimizer, folder / "state")
+        if accelerator.is_main_process:
+            (folder / "recipe.yaml").write_text(dump_yaml(run.recipe))
+            (folder / "checkpoint.json").write_text(json.dumps(asdict(position)))
+    if accelerator.is_main_process:
+        complete = sorted(run.checkpoints.glob("step-*/checkpoint.json"))
+        for old in complete[: -run.recipe.run.keep_last]:
+            old.unlink()  # First, so that a crash leaves an incomplete folder, not a false one.
+            shutil.rmtree(old.parent)
+    return final
+
+
+def load_checkpoint(
+    folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any
+) -> Position:
+    """Put weights, optimizer and random numbers back as they were; returns where the run stood."""
+    state = folder / "state"
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.load_state(str(state))
+    else:
+        weights = load_file(state / "weights.safetensors")
+        for name, tensor in _moving(model).items():
+            tensor.detach().copy_(_like(weights[name], tensor))
+        moments = torch.load(state / "optimizer.pt", weights_only=True)
+        inner = optimizer.optimizer
+        for name, parameter in model.named_parameters():
+            if name in moments:
+                inner.state[parameter] = {
+                    key: _like(value, parameter) if isinstance(value, Tensor) else value
+                    for key, value in moments[name].items()
+                }
+    _set_random_state(torch.load(state / "random.pt", weights_only=True))
+    return Position(**json.loads((folder / "checkpoint.json").read_text()))
+
+
+def save_model(accelerator: Accelerator, policy: Policy, scorer: nn.Module, path: Path) -> None:
+    """The model or adapter with its processor, as from_pretrained reads them."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        # Gathering is done by every process together; writing by one.
+        whole = accelerator.get_state_dict(scorer)
+        if accelerator.is_main_process:
+            weights = {name.removeprefix("model."): value for name, value in whole.items()}
+            policy.model.save_pretrained(str(path), state_dict=weights)  # type: ignore[operator]
+            policy.processor.save_pretrained(str(path))
+    elif accelerator.is_main_process:
+        policy.save(path)
+
+
+def _save_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path) -> None:
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        accelerator.save_state(str(folder))
+        weights, moments = {}, {}
+    else:
+        weights = {name: _whole(tensor) for name, tensor in _moving(model).items()}
+        inner = optimizer.optimizer.state
+        moments = {
+            name: {k: _whole(v) if isinstance(v, Tensor) else v for k, v in inner[p].items()}
+            for name, p in model.named_parameters()
+            if p in inner
+        }
+    if not accelerator.is_main_process:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(_random_state(), folder / "random.pt")
+    if weights:
+        save_file(weights, folder / "weights.safetensors")
+        torch.save(moments, folder / "optimizer.pt")
+
+
+def _moving(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that training can change: parameters that train, and buffers."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {**trained, **dict(model.named_buffers())}
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """On the CPU, gathered from all processes where it is sharded."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole.detach().cpu().clone().contiguous()
+
+
+def _like(value: Tensor, target: Tensor) -> Tensor:
+    """`value` where `target` is, and sharded like it. Step counts are scalars that stay put."""
+    if value.dim() == 0 and target.dim() > 0:
+        return value
+    if isinstance(target, DTensor):
+        return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    return value.to(target.device)
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: Mapping[str, Any]) -> None:
+    kind, keys, *rest = state["numpy"]
+    random.setstate(state["python"])
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    # A resumed run may see another number of GPUs; nothing in training draws from them.
+    for device, value in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(value, device)

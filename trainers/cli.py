@@ -1,0 +1,32 @@
+"""The verbs `mmalign train` and `mmalign estimate`. Torch is imported inside them."""
+
+from __future__ import annotations
+
+import typer
+
+train = typer.Typer(rich_markup_mode=None)
+estimate = typer.Typer(rich_markup_mode=None)
+
+CONFIG = typer.Argument(..., metavar="RECIPE", help="A YAML file, such as configs/train/*.yaml.")
+OVERRIDES = typer.Argument(None, metavar="[key=value]...", help="Dotted overrides: loss.beta=0.2")
+
+
+@train.command()
+def train_command(config: str = CONFIG, overrides: list[str] | None = OVERRIDES) -> None:
+    """Train a model by a recipe, or continue where its run stopped."""
+    from mmalign.config import load_config
+    from trainers.config import Recipe
+    from trainers.loop import train
+
+    for _ in train(load_config(config, Recipe, overrides or [])):
+        pass  # The run tells what happens through its log lines.
+
+
+@estimate.command()
+def estimate_command(config: str = CONFIG, overrides: list[str] | None = OVERRIDES) -> None:
+    """Say what a recipe would train and how much memory it takes, loading no weights."""
+    from mmalign.config import load_config
+    from trainers.config import Recipe
+    from trainers.estimate import estimate
+
+    typer.echo(estimate(load_config(config, Recipe, overrides or [])))

@@ -1,0 +1,127 @@
+"""The recipe of a training run: everything a run depends on, in one file that is read whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from mmalign.config import Strict
+from mmalign.losses import Loss
+from mmalign.models.load import ModelConfig
+from mmalign.scoring.plan import Layout
+
+Fraction = float
+ReferenceKind = Literal["adapter_off", "frozen_copy", "cached"]
+
+
+class DataConfig(Strict):
+    """Which dataset, and how its rows become tokens.
+
+    cache_mb bounds the prepared rows kept in memory (of each loader process, where workers > 0);
+    preparing is deterministic, so the cache changes speed only.
+    """
+
+    path: Path
+    max_tokens: PositiveInt | None = None
+    min_response_tokens: PositiveInt = 1
+    limit: PositiveInt | None = None
+    workers: NonNegativeInt = 0
+    cache_mb: NonNegativeInt = 512
+
+
+class ScorerConfig(Strict):
+    """How candidates are laid out for the model; both layouts give the same scores."""
+
+    layout: Layout = "shared_prefix"
+
+
+class OptimConfig(Strict):
+    """The optimizer and its schedule.
+
+    batch_size counts pairs (or examples) per optimizer step, all processes together;
+    micro_batch_size is what one process holds at once, by default its whole share. Cutting a batch
+    changes memory, not the gradient. `steps`, where set, overrides `epochs`.
+    """
+
+    lr: PositiveFloat
+    batch_size: PositiveInt
+    micro_batch_size: PositiveInt | None = None
+    epochs: PositiveFloat = 1.0
+    steps: PositiveInt | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_fraction: Fraction = Field(default=0.03, ge=0, le=1)
+    min_lr_fraction: Fraction = Field(default=0.0, ge=0, le=1)
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.0
+    clip_norm: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _micro_fits(self) -> OptimConfig:
+        if self.micro_batch_size and self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        return self
+
+
+class RunConfig(Strict):
+    """Where a run writes, and how it is watched, saved and resumed."""
+
+    output: Path
+    seed: NonNegativeInt = 0
+    precision: Literal["no", "bf16"] = "no"
+    save_every_steps: PositiveInt | None = None
+    keep_last: PositiveInt = 2
+    log_every_steps: PositiveInt = 10
+    resume: Literal["auto", "never"] = "auto"
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+
+class Recipe(Strict):
+    """One training run. `reference` says what a loss that needs one compares the policy with:
+
+    adapter_off: the same weights with the LoRA adapter off; costs no memory.
+    frozen_copy: a second copy of the initial policy.
+    cached: the initial policy's scores of every row, computed once before the first step.
+    auto: adapter_off with LoRA, else frozen_copy.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    loss: Loss
+    reference: Literal["auto"] | ReferenceKind = "auto"
+    scorer: ScorerConfig = ScorerConfig()
+    optim: OptimConfig
+    run: RunConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        if self.reference == "adapter_off" and self.model.lora is None:
+            raise ValueError(
+                "reference=adapter_off needs an adapter to switch off, and model.lora is not set; "
+                "use frozen_copy or cached"
+            )
+        if self.model.dtype == "bfloat16" and self.model.lora is None:
+            raise ValueError(
+                "model.dtype=bfloat16 would train bfloat16 weights, which lose every update "
+                "smaller than 1/256 of a weight; use model.dtype=float32 with run.precision=bf16"
+            )
+        return self
+
+    def reference_kind(self) -> ReferenceKind:
+        """`reference` with auto decided."""
+        if self.reference == "auto":
+            return "frozen_copy" if self.model.lora is None else "adapter_off"
+        return self.reference

@@ -1,0 +1,169 @@
+"""The run directory: whose it is, what is complete in it, and folders that are whole or absent.
+
+runs/rdpo/
+  recipe.yaml               the resolved recipe
+  start.json                what the run started from: dataset, policy, rows used and dropped
+  metrics.jsonl             one line per log step
+  checkpoints/step-000100/  model/ (loads with from_pretrained), state/, recipe.yaml,
+                            checkpoint.json (written last)
+  model/                    the final model
+  run.json                  written last: the run is finished
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from accelerate import Accelerator
+
+from mmalign.config import read_yaml
+from mmalign.errors import TrainingError
+from mmalign.log import get_logger, is_main_process
+from mmalign.store import write_atomically
+from trainers.config import Recipe
+
+logger = get_logger("trainers.directory")
+
+# Keys that may differ when a run is resumed: none of them changes a weight.
+FREE = {
+    "run.output", "run.resume", "run.keep_last", "run.save_every_steps", "run.log_every_steps",
+    "run.trackers", "data.workers", "data.cache_mb",
+}  # fmt: skip
+
+
+class RunDirectory:
+    """One run's folder, held by one run at a time.
+
+    newest: the last complete checkpoint, or None; what a crash left half-written is skipped.
+    recipe_hash: of every key that can change a weight.
+    Raises TrainingError where the folder holds progress of another recipe.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.path, self.recipe = recipe.run.output, recipe
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self._lock = self._take() if is_main_process() else None
+        self.finished = (self.path / "run.json").exists()
+        self.newest = self._newest()
+        if self.finished or self.newest:
+            self._check_same()
+        binding = {k: v for k, v in _flatten_recipe(recipe).items() if k not in FREE}
+        self.recipe_hash = hashlib.sha256(json.dumps(binding).encode()).hexdigest()
+
+    def write(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a JSON file of the run; call it on the main process."""
+        write_atomically(self.path / name, json.dumps(values, indent=1))
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON file of the run; empty where there is none."""
+        file = self.path / name
+        return json.loads(file.read_text()) if file.exists() else {}
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def _take(self) -> IO[str]:
+        """Hold the folder: two runs in one would ruin each other. A killed process lets go."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = open(self.path / ".lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            raise TrainingError(
+                "another process is training into this folder",
+                where=str(self.path),
+                fix="wait for it, stop it, or choose another run.output",
+            ) from None
+        return lock
+
+    def _newest(self) -> Path | None:
+        complete = []
+        for folder in sorted(self.checkpoints.glob("*step-*")):
+            if (folder / "checkpoint.json").exists() and not folder.name.startswith("."):
+                complete.append(folder)
+            else:
+                logger.info("skipping %s: it is incomplete", folder)
+        return complete[-1] if complete else None
+
+    def _check_same(self) -> None:
+        if self.recipe.run.resume == "never":
+            raise TrainingError(
+                "holds a run already, and run.resume=never",
+                where=str(self.path),
+                fix="choose another run.output, or continue with run.resume=auto",
+            )
+        old = _flatten(read_yaml(self.path / "recipe.yaml"))
+        new = _flatten_recipe(self.recipe)
+        changed = [
+            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+            for key in sorted(old.keys() | new.keys())
+            if key not in FREE and old.get(key) != new.get(key)
+        ]
+        if changed:
+            raise TrainingError(
+                f"holds a run of another recipe: {'; '.join(changed)}",
+                where=str(self.path),
+                fix="choose another run.output, or undo the change to continue this run",
+            )
+
+
+@contextmanager
+def whole_folder(accelerator: Accelerator, final: Path) -> Iterator[Path]:
+    """A temporary folder for all processes to write into, then put in the place of `final`.
+
+    After a crash `final` is complete, absent, or what it was before.
+    """
+    partial = final.with_name(f".{final.name}.partial")
+    if accelerator.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    try:
+        yield partial
+    except OSError as error:
+        raise TrainingError(
+            f"cannot be written ({error.strerror})",
+            where=str(final),
+            fix="free some space and start again: the run continues from its last checkpoint",
+        ) from error
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        for item in [*partial.rglob("*"), partial]:
+            _sync(item)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        _sync(final.parent)
+    accelerator.wait_for_everyone()
+
+
+def _flatten_recipe(recipe: Recipe) -> dict[str, Any]:
+    return _flatten(recipe.model_dump(mode="json"))
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, dict)
+        result |= _flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return result
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

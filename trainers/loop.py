@@ -1,0 +1,188 @@
+"""The training loop, top to bottom: one for every loss and every model family.
+
+Scores come from the scorer, the number to descend from the loss; here is everything else: devices,
+micro-batches, the optimizer step, log lines, checkpoints. A step's loss is a sum over all its rows
+divided by totals that are known before the first of them is scored, so that cutting a batch into
+micro-batches, or spreading it over processes, changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from mmalign.errors import TrainingError
+from mmalign.log import get_logger
+from mmalign.scores import LossOutput
+from mmalign.store import Dataset, open_dataset
+from trainers.checkpoint import Position, load_checkpoint, save_checkpoint, save_model
+from trainers.config import Recipe
+from trainers.directory import RunDirectory, whole_folder
+from trainers.objectives.base import check_dataset
+from trainers.optim import check_8bit, lr_at
+from trainers.rows import Batch
+from trainers.setup import set_up
+from trainers.tracking import Tracker, Window, check_trackers
+
+logger = get_logger("trainers.loop")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped:
+    """A log line was written; means since the last one, rates per second."""
+
+    step: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """A complete checkpoint stands at `path`."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The final model stands at `path`, for from_pretrained."""
+
+    path: Path
+
+
+Event = Stepped | Saved | Finished
+
+
+def train(recipe: Recipe) -> Iterator[Event]:
+    """Train, or continue where the run in `run.output` stopped; yields what happens.
+
+    Raises SchemaMismatch or ConfigError before a model is loaded, TrainingError where training
+    cannot go on: another recipe's folder, a reference that is none, a loss that is not finite.
+    """
+    dataset = open_dataset(recipe.data.path)
+    check_dataset(dataset, recipe.loss)
+    check_trackers(recipe.run.trackers)
+    if recipe.optim.optimizer == "adamw_8bit":
+        check_8bit()
+    run = RunDirectory(recipe)
+    try:
+        if run.finished:
+            logger.info("%s is finished: nothing to do", run.path)
+            yield Finished(path=run.model)
+        else:
+            yield from _train(recipe, dataset, run)
+    finally:
+        run.release()
+
+
+def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator[Event]:
+    loss, optim = recipe.loss, recipe.optim
+    parts = set_up(recipe, dataset, run)
+    accelerator, scorer, optimizer = parts.accelerator, parts.scorer, parts.optimizer
+    position = Position()
+    if run.newest is not None:
+        # After set_up has made the reference, which must be the initial policy.
+        position = load_checkpoint(run.newest, accelerator, parts.policy.model, optimizer)
+        logger.info("continuing from %s", run.newest)
+    window = Window(dict(position.window))
+    tracker = None
+    if accelerator.is_main_process:
+        tracker = Tracker(recipe, total_steps=parts.num_steps, position=position)
+    batches = parts.batches(first_step=position.step)
+
+    for step in range(position.step, parts.num_steps):
+        started = time.perf_counter()
+        lr = lr_at(step, total_steps=parts.num_steps, config=optim)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        places = parts.sampler.batch(step)
+        totals = parts.survey.totals(places)
+        scored: list[tuple[Batch, LossOutput]] = []
+        for batch in islice(batches, parts.num_micro):
+            batch = batch.to(accelerator.device)
+            with accelerator.accumulate(scorer):
+                # The reference first: switching an adapter off must not touch the policy's graph.
+                frozen = None if parts.reference is None else parts.reference(batch)
+                scores = scorer(batch.plan, competitor=parts.competitor)
+                output = loss(scores, frozen, batch.table, totals)
+                # Gradients get averaged over processes and micro-batches; shares must be summed.
+                accelerator.backward(output.loss * (accelerator.num_processes * parts.num_micro))
+            scored.append((batch, output))
+        sums = _summed(accelerator, [output for _, output in scored])
+        norm: Any = accelerator.clip_grad_norm_(scorer.parameters(), optim.clip_norm)
+        grad_norm = float(norm)
+        if not (math.isfinite(sums["loss"]) and math.isfinite(grad_norm)):
+            found = f"loss {sums['loss']}, gradient norm {grad_norm}"
+            raise _not_finite(step + 1, found, scored, parts.survey.ids, places)
+        optimizer.step()
+        optimizer.zero_grad()
+
+        done = step + 1
+        window.add(
+            **sums,
+            grad_norm=grad_norm,
+            steps=1,
+            rows=len(places),
+            tokens=parts.survey.num_tokens(places),
+            seconds=time.perf_counter() - started,
+        )
+        if done % recipe.run.log_every_steps == 0 or done == parts.num_steps:
+            metrics = window.means(unit=parts.unit, lr=lr)
+            if tracker is not None:
+                tracker.log(done, metrics)
+            yield Stepped(step=done, metrics=metrics)
+        every = recipe.run.save_every_steps
+        if every is not None and done % every == 0 and done < parts.num_steps:
+            num_bytes = 0 if tracker is None else tracker.num_bytes()
+            position = Position(step=done, metrics_bytes=num_bytes, window=dict(window.sums))
+            path = save_checkpoint(run, accelerator, parts.policy, scorer, optimizer, position)
+            yield Saved(step=done, path=path)
+
+    with whole_folder(accelerator, run.model) as folder:
+        save_model(accelerator, parts.policy, scorer, folder)
+    if tracker is not None:
+        tracker.close()
+        run.write("run.json", parts.summary)
+    accelerator.wait_for_everyone()
+    yield Finished(path=run.model)
+
+
+def _summed(accelerator: Accelerator, outputs: Sequence[LossOutput]) -> dict[str, float]:
+    """Loss and metrics of a step, over its micro-batches and over all processes."""
+    names = ["loss", *sorted(outputs[0].metrics)]
+    rows = [[o.loss.detach(), *(o.metrics[name] for name in names[1:])] for o in outputs]
+    sums = torch.stack([torch.stack(row).float() for row in rows]).sum(0)
+    everywhere: Any = accelerator.reduce(sums, "sum")
+    return dict(zip(names, everywhere.tolist(), strict=True))
+
+
+def _not_finite(
+    step: int,
+    found: str,
+    scored: Sequence[tuple[Batch, LossOutput]],
+    ids: Sequence[str],
+    places: Sequence[int],
+) -> TrainingError:
+    """The error of a step that must not be taken; names the rows to look at."""
+    mine = [
+        ids[place]
+        for batch, output in scored
+        for place, fine in zip(batch.places, output.per_item.isfinite().tolist(), strict=True)
+        if not fine
+    ]
+    rows = gather_object(mine) or [ids[place] for place in places]
+    return TrainingError(
+        "loss or gradient is not finite",
+        where=f"step {step}",
+        got=found,
+        fix=f"look at rows {', '.join(rows)}; the weights are as they were before this step",
+    )

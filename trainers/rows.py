@@ -1,0 +1,198 @@
+"""Rows on their way to the model: prepared, counted before training, cached, cut into batches."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Generic, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+
+from mmalign.errors import MediaError, TrainingError
+from mmalign.log import progress
+from mmalign.models.load import Policy
+from mmalign.prepare import RowDropped
+from mmalign.scores import PairTable, Totals
+from mmalign.scoring.plan import Layout, Plan, make_plan
+from mmalign.store import Dataset
+from trainers.config import DataConfig
+from trainers.objectives.base import Objective, PreparedRow, collate
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """What was found in a dataset before training. Lists run over the rows that can be used.
+
+    rows: their numbers in the dataset. chosen_tokens, tokens: their sizes.
+    dropped: ids of the other rows, by reason.
+    """
+
+    rows: list[int]
+    ids: list[str]
+    chosen_tokens: list[int]
+    tokens: list[int]
+    dropped: dict[str, list[str]]
+
+    def totals(self, places: Iterable[int]) -> Totals:
+        """The loss's denominators for an optimizer step made of these places."""
+        counts = [self.chosen_tokens[place] for place in places]
+        return Totals(num_pairs=len(counts), num_chosen_tokens=sum(counts))
+
+    def num_tokens(self, places: Iterable[int]) -> int:
+        """All tokens of an optimizer step: prompts once, and every response."""
+        return sum(self.tokens[place] for place in places)
+
+    def describe(self) -> str:
+        """Used and dropped rows as a phrase for the log."""
+        reasons = Counter({reason: len(ids) for reason, ids in self.dropped.items()})
+        told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+        return f"{len(self.rows)} rows used, {reasons.total()} dropped" + (
+            f" ({told})" * bool(told)
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; `Survey(**values)` reads them back."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One micro-batch: places in the survey, the plan of its candidates, and its pairs."""
+
+    places: list[int]
+    plan: Plan
+    table: PairTable
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        columns = {f.name: getattr(self.table, f.name) for f in fields(self.table)}
+        moved = {name: column.to(device) for name, column in columns.items() if column is not None}
+        return replace(self, plan=self.plan.to(device), table=replace(self.table, **moved))
+
+
+class Rows:
+    """A dataset's rows as an objective prepares them, the latest ones kept in memory."""
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        objective: Objective,
+        policy: Policy,
+        config: DataConfig,
+        *,
+        layout: Layout,
+    ) -> None:
+        self.dataset, self.objective = dataset, objective
+        self.layout: Layout = layout
+        self.family, self.preparer = policy.family, policy.preparer
+        self.limit, self.workers = config.limit, config.workers
+        self._cache: OrderedDict[int, PreparedRow] = OrderedDict()
+        self._free = config.cache_mb * 2**20
+
+    def prepared(self, row: int) -> PreparedRow:
+        """Row `row` of the dataset in tokens. Raises RowDropped or MediaError."""
+        if row in self._cache:
+            self._cache.move_to_end(row)
+            return self._cache[row]
+        made = self.objective.prepare(self.dataset[row])
+        self._cache[row] = made
+        self._free -= made.num_bytes
+        while self._free < 0:
+            self._free += self._cache.popitem(last=False)[1].num_bytes
+        return made
+
+    def survey(self, accelerator: Accelerator) -> Survey:
+        """Prepare every row once, so that training meets no surprise; processes share the work.
+
+        Raises TrainingError where no row is left.
+        """
+        count = min(len(self.dataset), self.limit or len(self.dataset))
+        mine = range(accelerator.process_index, count, accelerator.num_processes)
+        examined = _load(self._examine, mine, self.workers)
+        mine_found = list(progress(examined, label="rows", total=len(mine)))
+        found = sorted(gather_object(mine_found))
+        used = [item for item in found if item[4] is None]
+        dropped: dict[str, list[str]] = {}
+        for _, name, _, _, reason in found:
+            if reason is not None:
+                dropped.setdefault(reason, []).append(name)
+        survey = Survey(
+            rows=[item[0] for item in used],
+            ids=[item[1] for item in used],
+            chosen_tokens=[item[2] for item in used],
+            tokens=[item[3] for item in used],
+            dropped=dropped,
+        )
+        if not used:
+            raise TrainingError(
+                "no row can be trained on",
+                where=str(self.dataset.path),
+                got=survey.describe(),
+                fix="raise data.max_tokens, or look at the rows with `mmalign data`",
+            )
+        return survey
+
+    def batch(self, survey: Survey, places: list[int]) -> Batch:
+        """The micro-batch of these places, on the CPU."""
+        rows = [self.prepared(survey.rows[place]) for place in places]
+        plan = make_plan(
+            collate(rows),
+            self.family,
+            self.layout,
+            image_token_id=self.preparer.image_token_id,
+            pad_token_id=pad_token_id(self.preparer.tokenizer),
+        )
+        return Batch(places=places, plan=plan, table=self.objective.table(rows))
+
+    def batches(self, survey: Survey, cuts: Iterable[list[int]]) -> Iterator[Batch]:
+        """A batch for each list of places, in order, made ahead of time where workers > 0."""
+        return _load(lambda places: self.batch(survey, places), cuts, self.workers)
+
+    def _examine(self, row: int) -> tuple[int, str, int, int, str | None]:
+        """(row, id, chosen tokens, all tokens, why it cannot be used)."""
+        try:
+            made = self.prepared(row)
+        except RowDropped as drop:
+            return row, self._id(row), 0, 0, drop.reason
+        except MediaError:
+            return row, self._id(row), 0, 0, "unreadable_image"
+        return row, made.id, made.num_chosen_tokens, made.num_tokens, None
+
+    def _id(self, row: int) -> str:
+        return self.dataset[row].id
+
+
+class _Mapped(torch.utils.data.Dataset[T], Generic[T]):
+    """A function as a torch dataset, so that a DataLoader's processes can call it."""
+
+    def __init__(self, function: Callable[[Any], T]) -> None:
+        self.function = function
+
+    def __getitem__(self, item: Any) -> T:
+        return self.function(item)
+
+
+def _load(function: Callable[[Any], T], items: Iterable[Any], workers: int) -> Iterator[T]:
+    """`map(function, items)`, in order, by `workers` processes; by this one where 0."""
+    if workers == 0:
+        return map(function, items)
+    loader = DataLoader(
+        _Mapped(function),
+        sampler=items,
+        batch_size=None,
+        num_workers=workers,
+        # A generator of its own: the loader must not draw from the run's random numbers.
+        generator=torch.Generator(),
+    )
+    return iter(loader)
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """The padding token, or the end-of-turn token where a tokenizer has none; never attended."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

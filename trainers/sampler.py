@@ -1,0 +1,65 @@
+"""Which rows make up which optimizer step: a pure function of the seed and the step."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from mmalign.errors import TrainingError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampler:
+    """An endless stream of row numbers: one seeded permutation of all rows after the other.
+
+    Step s takes stream[s * batch_size : (s + 1) * batch_size], so that no batch is ever ragged,
+    every epoch visits every row once, and a resumed run needs to know its step only.
+    """
+
+    num_rows: int
+    batch_size: int
+    seed: int
+
+    def batch(self, step: int) -> list[int]:
+        """The rows of one optimizer step, over all processes."""
+        start = step * self.batch_size
+        places = range(start, start + self.batch_size)
+        return [
+            _permutation(self.num_rows, self.seed, p // self.num_rows)[p % self.num_rows]
+            for p in places
+        ]
+
+    def micro_batches(
+        self, step: int, *, rank: int, world_size: int, micro_batch_size: int | None
+    ) -> list[list[int]]:
+        """One process's contiguous share of a step, cut into micro-batches."""
+        share = share_of(self.batch_size, world_size)
+        rows = self.batch(step)[rank * share : (rank + 1) * share]
+        size = micro_batch_size or share
+        return [rows[start : start + size] for start in range(0, share, size)]
+
+
+def share_of(batch_size: int, world_size: int) -> int:
+    """Rows of one process in a step. Raises TrainingError where the batch does not divide."""
+    if batch_size % world_size:
+        raise TrainingError(
+            f"optim.batch_size={batch_size} cannot be shared evenly by {world_size} processes",
+            fix=f"use a multiple of {world_size}",
+        )
+    return batch_size // world_size
+
+
+def total_steps(*, num_rows: int, batch_size: int, epochs: float, steps: int | None) -> int:
+    """Optimizer steps of a run: `steps` where given, else whole batches in `epochs`, at least 1."""
+    return steps or max(1, int(epochs * num_rows / batch_size))
+
+
+@lru_cache(maxsize=2)
+def _permutation(num_rows: int, seed: int, epoch: int) -> list[int]:
+    # Hashed, not added: runs with neighbouring seeds must share no epoch.
+    digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return torch.randperm(num_rows, generator=generator).tolist()

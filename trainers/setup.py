@@ -1,0 +1,224 @@
+"""What stands ready before the first step: devices, model, rows, optimizer, reference."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
+from torch import nn
+
+from mmalign.config import dump_yaml
+from mmalign.errors import TrainingError
+from mmalign.log import get_logger
+from mmalign.losses.base import Need
+from mmalign.models.load import Policy, load_policy, part_table
+from mmalign.prepare import TokenLimits
+from mmalign.scoring.scorer import Scorer
+from mmalign.store import Dataset, write_atomically
+from trainers.config import Recipe
+from trainers.directory import RunDirectory
+from trainers.objectives.base import objective_for
+from trainers.optim import build_optimizer
+from trainers.reference import Reference, adapter_off, cached, fingerprint, frozen_copy
+from trainers.rows import Batch, Rows, Survey
+from trainers.sampler import Sampler, share_of, total_steps
+from trainers.tracking import part_lines
+
+logger = get_logger("trainers.setup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the loop works with. scorer, optimizer: as accelerate prepared them.
+
+    micro_size, num_micro: rows in one micro-batch, and micro-batches of one process in a step.
+    competitor: whether the loss reads competitor scores. unit: what a row is called in the log.
+    summary: what run.json will say.
+    """
+
+    recipe: Recipe
+    accelerator: Accelerator
+    policy: Policy
+    scorer: nn.Module
+    optimizer: Any
+    reference: Reference | None
+    rows: Rows
+    survey: Survey
+    sampler: Sampler
+    num_steps: int
+    micro_size: int
+    num_micro: int
+    competitor: bool
+    unit: str
+    summary: dict[str, Any]
+
+    def batches(self, *, first_step: int) -> Iterator[Batch]:
+        """This process's micro-batches from `first_step` to the end, `num_micro` for each step."""
+        cuts = (
+            cut
+            for step in range(first_step, self.num_steps)
+            for cut in self.sampler.micro_batches(
+                step,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+                micro_batch_size=self.micro_size,
+            )
+        )
+        return self.rows.batches(self.survey, cuts)
+
+
+def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
+    """Load the initial policy and all around it; writes recipe.yaml and start.json.
+
+    A resumed run comes through here too: what it trained so far is read afterwards, so that the
+    reference is made of the initial policy, and checked to be.
+    """
+    optim, needs = recipe.optim, recipe.loss.needs
+    accelerator = _accelerator(recipe)
+    world = accelerator.num_processes
+    share = share_of(optim.batch_size, world)
+    micro_size = min(optim.micro_batch_size or share, share)
+    num_micro = -(-share // micro_size)
+    accelerator.gradient_accumulation_steps = num_micro
+    _tell_deepspeed(accelerator, micro_size, optim.clip_norm)
+
+    set_seed(recipe.run.seed)
+    limits = TokenLimits(
+        max_tokens=recipe.data.max_tokens, min_response_tokens=recipe.data.min_response_tokens
+    )
+    policy = load_policy(recipe.model, limits)
+    switch_off_dropout(policy.model)
+    objective = objective_for(recipe.loss, policy.preparer, dataset.media_root)
+    rows = Rows(dataset, objective, policy, recipe.data, layout=recipe.scorer.layout)
+    survey, key = _started_from(recipe, run, dataset, policy, rows, accelerator)
+    steps = total_steps(
+        num_rows=len(survey.rows),
+        batch_size=optim.batch_size,
+        epochs=optim.epochs,
+        steps=optim.steps,
+    )
+    scorer = Scorer(policy.model, policy.family).train()
+    optimizer = build_optimizer(scorer.parameters(), optim)
+    scorer, optimizer = accelerator.prepare(scorer, optimizer)
+
+    competitor = Need.COMPETITOR in needs
+    kind = recipe.reference_kind() if Need.REFERENCE in needs else "none"
+    reference: Reference | None = None
+    if kind == "adapter_off":
+        reference = adapter_off(policy, scorer, competitor=competitor)
+    elif kind == "frozen_copy":
+        reference = frozen_copy(policy, accelerator, competitor=competitor)
+    elif kind == "cached":
+        mine = range(accelerator.process_index, len(survey.rows), world)
+        cuts = (list(mine[i : i + micro_size]) for i in range(0, len(mine), micro_size))
+        file, batches = run.path / "reference.safetensors", rows.batches(survey, cuts)
+        reference = cached(file, key, batches, scorer, accelerator, competitor=competitor)
+
+    logger.info("dataset %s, hash %s", dataset.path, dataset.manifest.content_hash[:12])
+    logger.info("%s", survey.describe())
+    for line in part_lines(part_table(policy)):
+        logger.info("%s", line)
+    logger.info(
+        "%d steps of %d %s: %d processes x %d micro-batches of %d; reference %s",
+        steps, optim.batch_size, objective.unit, world, num_micro, micro_size, kind,
+    )  # fmt: skip
+    return Parts(
+        recipe=recipe,
+        accelerator=accelerator,
+        policy=policy,
+        scorer=scorer,
+        optimizer=optimizer,
+        reference=reference,
+        rows=rows,
+        survey=survey,
+        sampler=Sampler(
+            num_rows=len(survey.rows), batch_size=optim.batch_size, seed=recipe.run.seed
+        ),
+        num_steps=steps,
+        micro_size=micro_size,
+        num_micro=num_micro,
+        competitor=competitor,
+        unit=objective.unit,
+        summary={
+            "steps": steps,
+            "dataset": dataset.manifest.content_hash,
+            "rows": len(survey.rows),
+            "dropped": {reason: len(ids) for reason, ids in survey.dropped.items()},
+            "reference": kind,
+            "processes": world,
+            "versions": {n: version(n) for n in ("mmalign", "torch", "transformers", "peft")},
+        },
+    )
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to zero, in modules and in attention.
+
+    A shared prefix is run once for several responses, and a reference without dropout would
+    differ from the policy at the first step; both need a forward pass that is a function.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    # Only the language model takes part in every batch: a row may have no picture, and a tower's
+    # last layer may go unread.
+    idle = recipe.model.train.vision or recipe.model.train.projector
+    return Accelerator(
+        mixed_precision=recipe.run.precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle)],
+    )
+
+
+def _tell_deepspeed(accelerator: Accelerator, micro_size: int, clip_norm: float) -> None:
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        config = accelerator.deepspeed_plugin.deepspeed_config  # type: ignore[union-attr]
+        config["train_micro_batch_size_per_gpu"] = micro_size
+        config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
+        config["gradient_clipping"] = clip_norm
+
+
+def _started_from(
+    recipe: Recipe,
+    run: RunDirectory,
+    dataset: Dataset[Any],
+    policy: Policy,
+    rows: Rows,
+    accelerator: Accelerator,
+) -> tuple[Survey, str]:
+    """The rows that can be used, and a key that names what the run starts from.
+
+    A resumed run takes them from start.json. Raises TrainingError where dataset or initial policy
+    are no longer the ones its checkpoints were trained from.
+    """
+    facts = {
+        "dataset": dataset.manifest.content_hash,
+        "policy": fingerprint(policy.model),
+        "recipe": run.recipe_hash,
+    }
+    key = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
+    before = run.read("start.json")
+    moved = [name for name in facts if before.get(name) != facts[name]]
+    if not moved:
+        return Survey(**before["survey"]), key
+    if run.newest is not None:
+        raise TrainingError(
+            f"the {' and the '.join(moved)} changed since this run began",
+            where=str(run.path),
+            fix="put it back as it was, or choose another run.output",
+        )
+    survey = rows.survey(accelerator)
+    if accelerator.is_main_process:
+        write_atomically(run.path / "recipe.yaml", dump_yaml(recipe))
+        run.write("start.json", {**facts, "survey": survey.as_json()})
+    accelerator.wait_for_everyone()
+    return survey, key
