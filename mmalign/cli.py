@@ -1,6 +1,7 @@
 """The `mmalign` command: finds its verbs by entry point, prints mistakes as sentences.
 
-Nothing here imports torch, so `mmalign --help` answers at once.
+Nothing here imports torch, and a verb's module is imported only when the verb is called or listed,
+so `mmalign --help` answers at once and one broken verb leaves the others working.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import typer
+import typer.core
 import typer.main
 
 from mmalign import __version__, log
@@ -24,9 +26,32 @@ def verbs() -> dict[str, EntryPoint]:
     return {point.name: point for point in sorted(entry_points(group=GROUP))}
 
 
+class VerbGroup(typer.core.TyperGroup):
+    """The top-level group: its commands are the registered verbs."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all verbs, sorted."""
+        return list(verbs())
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The verb's own Typer app, as a command; None if there is no such verb."""
+        point = verbs().get(cmd_name)
+        if point is None:
+            return None
+        command = typer.main.get_command(point.load())
+        command.name = cmd_name
+        return command
+
+
 def application() -> Any:
-    """The whole command: one click group, each verb a Typer app of its own."""
-    app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode=None)
+    """The whole command line as one click group."""
+    app = typer.Typer(
+        cls=VerbGroup,
+        help=HELP,
+        no_args_is_help=True,
+        invoke_without_command=True,
+        rich_markup_mode=None,
+    )
 
     @app.callback()
     def root(
@@ -34,15 +59,8 @@ def application() -> Any:
     ) -> None:
         if version:
             typer.echo(__version__)
-            raise typer.Exit
 
-    root.__doc__ = HELP
-    group: Any = typer.main.get_group(app)
-    for name, point in verbs().items():
-        command = typer.main.get_command(point.load())
-        command.name = name
-        group.add_command(command, name)
-    return group
+    return typer.main.get_command(app)
 
 
 def run(arguments: list[str]) -> int:
