@@ -170,6 +170,6 @@ def _suite(
         "num_unparsed": 0,
         "images": str(root / "images"),
         "metrics": metrics,
-        "intervals": {name: [value - 0.04, value + 0.04] for name, value in metrics.items()},
+        "intervals": {name: [0.9 * value, 1.1 * value] for name, value in metrics.items()},
         "items": items,
     }

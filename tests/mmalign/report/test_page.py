@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from mmalign.report import page as page_module
 from mmalign.report.figures import bars_with_intervals, curves
 from mmalign.report.page import Card, Marked, Page, difference, mark, thumbnail
 
@@ -243,3 +244,32 @@ def test_drawing_leaves_matplotlib_as_it_was():
     before = dict(matplotlib.rcParams)
     curves({"a": [(0, 1)]}, "x", "y")
     assert dict(matplotlib.rcParams) == before
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_are_readable(scheme):
+    css = (Path(page_module.__file__).parent / "style.css").read_text()
+    light, dark = re.findall(r":root \{(.*?)\}", css, re.DOTALL)[:2]
+    color = dict(re.findall(r"--([\w-]+): (#\w{6});", light))
+    if scheme == "dark":
+        color |= dict(re.findall(r"--([\w-]+): (#\w{6});", dark))
+    text = [(ink, on) for ink in ("ink", "quiet", "accent") for on in ("paper", "raised")]
+    text += [("ink", "bad"), ("ink", "good")]
+    lines = [(f"series-{i}", "paper") for i in range(1, 9)]
+    # WCAG 2.1: 4.5 for text (1.4.3), 3 for what a drawing needs to be understood (1.4.11).
+    assert [pair for pair in text if contrast(color[pair[0]], color[pair[1]]) < 4.5] == []
+    assert [pair for pair in lines if contrast(color[pair[0]], color[pair[1]]) < 3] == []
+
+
+def contrast(first: str, second: str) -> float:
+    """WCAG contrast ratio of two hex colours."""
+
+    def luminance(color: str) -> float:
+        channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        red, green, blue = (
+            c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
+        )
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)

@@ -1,0 +1,273 @@
+"""The before/after report: its numbers, its words, its choice of scenes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from evals.report import ReportRecipe, build_report, collect, holm, write
+from evals.report_cli import app
+from mmalign.config import load_config
+from mmalign.errors import ConfigError, DataError
+
+
+def recipe(evaluations: Path, output: Path, **changes: object) -> ReportRecipe:
+    runs = [
+        {"name": name, "eval": evaluations / name, "train": evaluations / f"train-{name}"}
+        for name in ("good", "same")
+    ]
+    settings = {"output": output, "base": evaluations / "base", "runs": runs, "gallery": 6}
+    return ReportRecipe.model_validate(settings | changes)
+
+
+@pytest.fixture(scope="module")
+def built(evaluations, tmp_path_factory) -> Path:
+    return build_report(recipe(evaluations, tmp_path_factory.mktemp("report"), note="One seed."))
+
+
+@pytest.fixture(scope="module")
+def html(built) -> str:
+    return built.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def numbers(built) -> dict:
+    return json.loads(built.with_name("results.json").read_text())
+
+
+def metrics(evaluations: Path, name: str, suite: str) -> dict[str, float]:
+    results = json.loads((evaluations / name / "results.json").read_text())
+    return next(s["metrics"] for s in results["suites"] if s["key"] == suite)
+
+
+def section(html: str, heading: str) -> str:
+    """The page from one heading to the next."""
+    return re.split(r"<h2[^>]*>", html.split(f">{heading}</h2>")[1])[0]
+
+
+def words(html: str) -> str:
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+def test_tables_hold_the_numbers_of_the_evaluations(evaluations, html, numbers):
+    table = words(section(html, "Before and after"))
+    for name in ("base", "good", "same"):
+        expected = metrics(evaluations, name, "chair")
+        shown = [100 * expected[key] for key in ("chair_i", "chair_s", "recall")]
+        cells = " ".join(f"{value:.1f} ± {value / 10:.1f}" for value in shown)
+        length = expected["num_words"]
+        assert f"{name} {cells} {length:.1f} ± {length / 10:.1f}" in table
+        assert numbers["runs"][name]["chair"] == expected
+    accuracy = 100 * metrics(evaluations, "good", "pope-adversarial")["official/accuracy"]
+    assert f"good {accuracy:.1f} ± {accuracy / 10:.1f}" in table
+    assert "CHAIR: 60 items" in table
+    assert "POPE adversarial: 120 items" in table
+
+
+def test_summary_says_what_is_better_and_what_is_not_significant(built, html, numbers):
+    summary = words(html.split("</header>")[1].split("<h2")[0])
+    good, same = summary.split(" same : ")
+    assert good.startswith("good : better in CHAIR_i (40.9 → 13.8 %) and CHAIR_s")
+    assert "no significant difference in CHAIR recall" in good
+    assert same == "no significant difference from base in any of 7 measures. One seed."
+    verdicts = {c["metric"]: c["verdict"] for c in numbers["comparisons"]["good"]}
+    assert verdicts["chair_i"] == "better"
+    assert verdicts["num_words"] == "changed"
+    assert verdicts["recall"] == "not significant"
+    assert "- same: no significant difference" in built.with_name("report.md").read_text()
+
+
+def test_a_worse_run_is_called_worse(evaluations, tmp_path):
+    swapped = {"base": evaluations / "good", "runs": [{"name": "b", "eval": evaluations / "base"}]}
+    report = collect(recipe(evaluations, tmp_path, **swapped))
+    assert report.summary()["b"].startswith("worse in CHAIR_i (13.8 → 40.9 %)")
+    differences = report.differences()[0].rows[0]
+    assert differences[1].parts[0] == ("+27.2 *", "bad")
+
+
+def test_only_differences_that_survive_the_correction_are_starred(html, numbers):
+    starred = re.findall(r"([+−]\d+\.\d) \*", words(section(html, "Differences from base")))
+    supported = [
+        c
+        for run in numbers["comparisons"].values()
+        for c in run
+        if c["verdict"] != "not significant"
+    ]
+    assert len(starred) == len(supported) == 3
+    assert all(c["p_holm"] < 0.05 for c in supported)
+    # Significant alone, not among seven: the correction must be the one that decides.
+    accuracy = next(c for c in numbers["comparisons"]["good"] if c["metric"] == "official/accuracy")
+    assert accuracy["p_value"] < 0.05 <= accuracy["p_holm"]
+    assert accuracy["verdict"] == "not significant"
+
+
+def test_holm_against_a_worked_example():
+    # By hand: 0.01 * 4, then max(0.04, 0.02 * 3), then 0.03 * 2, then max(0.06, 0.04 * 1).
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_gallery_shows_as_many_broken_as_fixed_scenes(evaluations, html):
+    scenes = section(html, "Scenes")
+    titles = re.findall(r"<h3>(Fixed|Broken): (scene-\d+)</h3>", scenes)
+    assert [verdict for verdict, _ in titles] == ["Fixed"] * 3 + ["Broken"] * 3
+    count = {
+        name: {
+            row["id"]: len(row["hallucinated"])
+            for row in map(json.loads, (evaluations / name / "items/chair.jsonl").open())
+        }
+        for name in ("base", "good", "same")
+    }
+    for verdict, scene in titles:
+        change = count["good"][scene] + count["same"][scene] - 2 * count["base"][scene]
+        assert (change < 0) == (verdict == "Fixed")
+    assert scenes.count("<img src=") == 6
+
+
+def test_gallery_marks_every_hallucinated_word_and_lists_the_truth(evaluations, html):
+    card = section(html, "Scenes").split("<article>")[1]
+    scene = re.search(r"Fixed: (scene-\d+)", card)[1]
+    for name in ("base", "good", "same"):
+        rows = map(json.loads, (evaluations / name / "items/chair.jsonl").open())
+        row = next(row for row in rows if row["id"] == scene)
+        answer = re.search(rf"<dt>{name}</dt><dd>(.*?)</dd>", card, re.DOTALL)[1]
+        assert sorted(re.findall(r'<mark class="bad">(.*?)</mark>', answer)) == row["hallucinated"]
+        assert words(answer).startswith(row["answer"][:20])
+    assert f"In the picture: {', '.join(row['truth'])}." in card
+
+
+def test_a_report_on_questions_alone_shows_right_and_wrong_answers(evaluations, tmp_path):
+    path = build_report(recipe(evaluations, tmp_path, suites=["pope-adversarial"], gallery=2))
+    html = path.read_text()
+    assert "CHAIR" not in html.split("How it was run</h2>")[0].split("<body>")[1]
+    fixed, broken = section(html, "Scenes").split("<article>")[1:]
+    assert "base · wrong" in fixed
+    assert "base · right" in broken
+    assert re.search(r"Is there a \w+ in the image\? \(right answer: (yes|no)\)", fixed)
+
+
+def test_curves_cover_every_run_and_repeated_steps_count_once(evaluations, tmp_path, html):
+    training = section(html, "Training")
+    assert training.count("<svg") == 4
+    for label in ("Loss", "good", "same"):
+        assert f">{label}</text>" in training
+    folder = tmp_path / "train"
+    folder.mkdir()
+    rows = [{"step": step, "train/loss": 1.0} for step in (1, 2, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = [{"name": "again", "eval": evaluations / "same", "train": folder}]
+    page = build_report(recipe(evaluations, tmp_path / "out", runs=runs)).read_text()
+    assert section(page, "Training").count("<svg") == 1
+
+
+def test_configs_and_recipes_are_there_to_read(html):
+    how = section(html, "How it was run")
+    assert how.count("<details>") == 5
+    assert "fingerprint: good00000000" in how
+    assert "beta: 0.1" in how
+
+
+def test_the_same_directories_give_the_same_bytes(evaluations, built, tmp_path):
+    again = build_report(recipe(evaluations, tmp_path, note="One seed."))
+    for name in ("report.html", "report.md", "results.json"):
+        assert again.with_name(name).read_bytes() == built.with_name(name).read_bytes()
+
+
+def test_hostile_answers_and_missing_pictures_are_only_shown(evaluations, tmp_path):
+    report = collect(recipe(evaluations, tmp_path, gallery=2))
+    folder = tmp_path / "hostile"
+    (folder / "items").mkdir(parents=True)
+    for path in ("results.json", "items/chair.jsonl", "items/pope-adversarial.jsonl"):
+        text = (evaluations / "base" / path).read_text()
+        text = text.replace("There is", "<script>alert(1)</script>")
+        (folder / path).write_text(text.replace(".png", ".missing.png"))
+    base = replace(report.base, folder=folder)
+    page = write(replace(report, base=base)).read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; a" in section(page, "Scenes")
+    assert "The picture is not shown: " in section(page, "Scenes")
+
+
+def test_undefined_numbers_are_dashes_and_null(evaluations, tmp_path):
+    report = collect(recipe(evaluations, tmp_path))
+    suites = json.loads(json.dumps(report.base.results["suites"]))
+    suites[0]["metrics"] |= {"chair_i": float("nan"), "recall": None}
+    suites[0]["intervals"].pop("chair_s")
+    report = replace(report, base=replace(report.base, results={"suites": suites}))
+    assert report.values()[0].rows[0][1] is None
+    assert report.values()[0].rows[0][3] is None
+    assert report.values()[0].rows[0][2] == "86.7"
+    page = write(report)
+    numbers = json.loads(page.with_name("results.json").read_text(), parse_constant=pytest.fail)
+    assert numbers["runs"]["base"]["chair"]["chair_i"] is None
+    assert "| base  |          – |" in page.with_name("report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "message"),
+    [
+        ({"base": "nowhere"}, DataError, "nowhere: holds no finished evaluation. Correct the path"),
+        ({"suites": ["chiar"]}, ConfigError, "got chiar; wanted chair, pope-adversarial"),
+    ],
+)
+def test_mistakes_are_told_with_the_way_out(evaluations, tmp_path, changes, kind, message):
+    with pytest.raises(kind, match=re.escape(message)):
+        collect(recipe(evaluations, tmp_path, **changes))
+
+
+def test_an_unfinished_evaluation_says_what_to_run(evaluations, tmp_path):
+    (tmp_path / "half").mkdir()
+    with pytest.raises(DataError, match="Run `mmalign eval` for it first"):
+        collect(recipe(evaluations, tmp_path, base=tmp_path / "half"))
+    (tmp_path / "half" / "results.json").write_text("{")
+    with pytest.raises(DataError, match="is not valid JSON"):
+        collect(recipe(evaluations, tmp_path, base=tmp_path / "half"))
+
+
+def test_two_runs_of_one_name_are_refused(evaluations, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "output: out\nbase: b\nruns: [{name: base, eval: x}, {name: a, eval: y}]\ngalery: 3\n"
+    )
+    with pytest.raises(ConfigError, match="galery: did you mean gallery"):
+        load_config(path, ReportRecipe)
+    path.write_text(path.read_text().replace("galery: 3", ""))
+    with pytest.raises(ConfigError, match="every run needs its own name; repeated: base"):
+        load_config(path, ReportRecipe)
+
+
+def test_the_example_recipe_is_valid():
+    example = Path(__file__).parents[2] / "configs" / "eval" / "report_example.yaml"
+    assert [run.name for run in load_config(example, ReportRecipe).runs] == ["dpo", "realign"]
+
+
+def test_the_command_prints_the_tables_and_where_the_page_is(evaluations, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        f"output: {tmp_path / 'a'}\nbase: {evaluations / 'base'}\n"
+        f"runs: [{{name: good, eval: {evaluations / 'good'}}}]\n"
+    )
+    result = CliRunner().invoke(app, [str(path), f"output={tmp_path / 'b'}", "gallery=0"])
+    assert result.exit_code == 0, result.output
+    assert re.search(r"\| good +\| 13.8 ± 1.4 \|", result.output)
+    assert "good: better in CHAIR_i" in result.output
+    assert str(tmp_path / "b" / "report.html") in result.output
+    assert (tmp_path / "b" / "report.html").exists()
+    assert "\x1b" not in result.output
+
+
+def test_importing_the_command_and_the_report_loads_nothing_heavy():
+    code = (
+        "import sys, evals.report_cli; light = 'evals.report' not in sys.modules; "
+        "import evals.report; print(light, 'torch' in sys.modules, 'matplotlib' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["True", "False", "False"]
