@@ -40,6 +40,11 @@ class Benchmark(Protocol):
     """
 
     @property
+    def images(self) -> Path:
+        """The folder of the pictures."""
+        ...
+
+    @property
     def max_new_tokens(self) -> int:
         """Where an answer is cut."""
         ...

@@ -96,8 +96,8 @@ def _print_results(folder: Path) -> None:
     for suite in results["suites"]:
         if suite["num_missing"]:
             typer.echo(
-                f"{suite['key']}: {suite['num_missing']} pictures could not be read; "
-                "their questions count as unanswered",
+                f"{suite['key']}: {suite['num_missing']} questions stay unanswered: "
+                "their pictures cannot be read",
                 err=True,
             )
     typer.echo(str(folder / "results.json"))

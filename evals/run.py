@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.base import Benchmark, Suite, read_jsonl
-from evals.config import AnyBenchmark, EvalRecipe
+from evals.config import EvalRecipe
 from evals.stats import intervals
 from mmalign import log
 from mmalign.errors import DataError, MediaError, ModelError
@@ -54,6 +54,11 @@ def evaluate(recipe: EvalRecipe, generator: Generator | None = None) -> Path:
     Questions whose picture cannot be read are scored as unanswered, and asked again next time.
     """
     asked = [(benchmark, benchmark.requests()) for benchmark in recipe.benchmarks]
+    for benchmark, _ in asked:
+        if not benchmark.images.is_dir():
+            raise DataError(
+                "the folder of pictures does not exist", where=benchmark.key, got=benchmark.images
+            )
     generator = generator or _load(recipe)
     fingerprint = _sha256([generator.name, recipe.model.model_dump(mode="json")])
     model = {"name": generator.name, "fingerprint": fingerprint}
@@ -103,7 +108,7 @@ def _finish(
     folder: Path,
     recipe: EvalRecipe,
     model: dict[str, str],
-    asked: list[tuple[AnyBenchmark, list[Request]]],
+    asked: Sequence[tuple[Benchmark, Sequence[Request]]],
     answers: dict[str, Answer],
 ) -> Path:
     """Score every suite, then replace the folder's items and, last, its results."""
@@ -119,6 +124,12 @@ def _finish(
             )
         given = {name: answers[key] for name, key in keys.items()}
         texts = {name: answer.text for name, answer in given.items() if answer.text is not None}
+        if not texts:
+            raise DataError(
+                f"no picture of its {len(keys)} questions can be read",
+                where=benchmark.key,
+                fix=f"check that {benchmark.images} holds {requests[0].images[0].path}",
+            )
         scored.append((benchmark.score(texts), given))
     (folder / RESULTS).unlink(missing_ok=True)
     for suite, given in scored:

@@ -46,6 +46,7 @@ class Parrot:
 @pytest.fixture
 def recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Path("p").mkdir()
     rows = [
         {"question_id": i, "image": f"{i // 3}.jpg", "text": f"Is there a {i}?"}
         | {"label": "yes" if i % 2 else "no"}
@@ -186,6 +187,17 @@ def test_unreadable_pictures_are_counted_and_asked_again(recipe):
     assert len(mended.asked) == 8
     suites = json.loads((folder / "results.json").read_text())["suites"]
     assert [suite["num_missing"] for suite in suites] == [0, 0]
+
+
+def test_a_wrong_picture_folder_is_no_score_of_zero(recipe):
+    bad = {f"{i}.jpg" for i in range(12)}
+    with pytest.raises(DataError, match=r"no picture of its 30 questions.*p holds 0.jpg"):
+        evaluate(recipe, Parrot(unreadable=bad))
+    assert not Path("out/results.json").exists()
+    Path("p").rmdir()
+    with pytest.raises(DataError, match=r"folder of pictures does not exist; got p"):
+        evaluate(recipe, parrot := Parrot())
+    assert parrot.asked == []
 
 
 def test_rescore_needs_no_model_and_changes_nothing(recipe):
