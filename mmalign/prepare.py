@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from mmalign.config import Strict
 from mmalign.errors import DataError, ModelError
 from mmalign.media import media_key, open_image
 from mmalign.models.families import Family
-from mmalign.records import Media, Message
+from mmalign.records import Block, Media, Message
 from mmalign.scoring.candidates import Condition, EncodedImage
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ class Preparer:
         self.image_token_id: int = config.image_token_id
         self._recent: OrderedDict[tuple[str, int | None], EncodedImage] = OrderedDict()
         self._cached_images = cached_images
+        # Rows repeat their prompts, and rendering and tokenising cost more than the small pictures.
+        self._render = lru_cache(maxsize=1024)(self._render_once)
+        self._tokenise = lru_cache(maxsize=1024)(self._tokenise_once)
         if self.tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no end-of-turn token", fix="set its eos_token")
 
@@ -81,7 +85,7 @@ class Preparer:
         Raises MediaError for a picture that cannot be read, RowDropped where the prompt's image
         places and the image features do not match.
         """
-        text = self._render(prompt, add_generation_prompt=True)
+        text = self._render(tuple(prompt), add_generation_prompt=True)
         pixels = max_pixels or self.limits.max_pixels
         encoded = tuple(self._encode(media, media_root, pixels) for media in images)
         ids = self._expand(self._tokenise(text, start=True), encoded, id)
@@ -169,7 +173,7 @@ class Preparer:
             )
         return condition
 
-    def _render(self, prompt: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def _render_once(self, prompt: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
         messages = [
             {
                 "role": message.role,
@@ -185,11 +189,9 @@ class Preparer:
         )
 
     def _response_text(self, prompt: Sequence[Message], text: str) -> str:
-        from mmalign.records import Block
-
         turn = Message(role="assistant", content=(Block(type="text", text=text),))
-        before = self._render(prompt, add_generation_prompt=True)
-        whole = self._render([*prompt, turn], add_generation_prompt=False)
+        before = self._render(tuple(prompt), add_generation_prompt=True)
+        whole = self._render_once((*prompt, turn), add_generation_prompt=False)
         if not whole.startswith(before):
             raise ModelError(
                 "the chat template renders an answered prompt differently from an open one",
@@ -199,12 +201,12 @@ class Preparer:
             )
         return whole[len(before) :].rstrip()
 
-    def _tokenise(self, text: str, *, start: bool) -> list[int]:
+    def _tokenise_once(self, text: str, *, start: bool) -> tuple[int, ...]:
         bos = self.tokenizer.bos_token
         special = start and not (bos and text.startswith(bos))
-        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
-    def _expand(self, ids: list[int], images: Sequence[EncodedImage], row: str) -> list[int]:
+    def _expand(self, ids: Sequence[int], images: Sequence[EncodedImage], row: str) -> list[int]:
         """Repeat each image placeholder once for every feature of its picture."""
         places = ids.count(self.image_token_id)
         if places != len(images):
