@@ -16,6 +16,7 @@ from data_builders.masking import MASK, RuleMasker
 from data_builders.realign import OpenClip, PolicyVision, ReAlign, make_gallery
 from mmalign.errors import DataError
 from mmalign.generate.base import Generation, Sampling
+from mmalign.media import embed
 from mmalign.models.load import ModelConfig
 from mmalign.records import Example, Media, Preference, user
 from mmalign.similarity import TokenOverlap
@@ -328,6 +329,19 @@ def test_another_config_in_the_same_directory_is_named(
     build(config(pictures, tmp_path / "out"))
     with pytest.raises(DataError, match=r"config\.k was 10, is 3"):
         build(config(pictures, tmp_path / "out", k=3))
+
+
+def test_pictures_inside_the_rows_are_told_apart_by_their_hash(tmp_path: Path) -> None:
+    images = [embed(Image.new("RGB", (8, 8), (60 * i, 0, 0))) for i in range(3)]
+    rows = [
+        Example(id=f"{i}", prompt=user("?", images=1), images=(image,), answer=f"thing {i}")
+        for i, image in enumerate([*images, images[0]])
+    ]
+    write_dataset(tmp_path / "in", Example, rows)
+    dataset = build(config(tmp_path / "in", tmp_path / "out"), Namer({"": "other"}))
+    contrast = [pair.contrast_images[0] for pair in dataset]
+    assert contrast[0] == contrast[3] == images[1]
+    assert contrast[0].bytes is not None
 
 
 @pytest.mark.real

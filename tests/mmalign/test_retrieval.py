@@ -85,13 +85,13 @@ def test_too_few_pictures_have_no_neighbours(num_rows: int, expected: list[objec
 
 @pytest.mark.parametrize("index", ["ivf", "hnsw"])
 def test_approximate_indexes_find_most_of_the_neighbours_and_repeat(index: Index) -> None:
-    rows = unit(4000, 16)
+    rows = unit(2000, 16)
     exact = neighbours(rows, 10, index="exact")
     found = neighbours(rows, 10, index=index)
     hits = sum(
         len({n.index for n in a} & {n.index for n in b}) for a, b in zip(exact, found, strict=True)
     )
-    assert hits / 40_000 > 0.85
+    assert hits / 20_000 > 0.85
     assert all(n.index != row for row, line in enumerate(found) for n in line)
     assert neighbours(rows, 10, index=index) == found
 
