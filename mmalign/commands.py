@@ -42,16 +42,13 @@ def _doctor(
 
 @quickstart.command()
 def _quickstart(
-    output: Annotated[Path, typer.Option(help="Folder for everything it makes.")] = Path(
-        "runs/quickstart"
-    ),
     only: Annotated[int | None, typer.Option(metavar="STEP", help="Run this step alone.")] = None,
     show: Annotated[bool, typer.Option("--list", help="List the steps and stop.")] = False,
 ) -> None:
     """Train, align and evaluate a small model here, from nothing, in a few minutes."""
     from mmalign.quickstart import load_steps, run_steps
 
-    steps = load_steps(output)
+    steps = load_steps()
     if show:
         for number, step in enumerate(steps, start=1):
             typer.echo(f"{number:2d}  {step.say}\n    {step.command}")

@@ -18,7 +18,7 @@ STEPS = Path("configs/quickstart/steps.yaml")
 
 
 class Step(Strict):
-    """One command: what it is for, and its words after `mmalign`; {output} is the folder."""
+    """One command: what it is for, and its words after `mmalign`."""
 
     say: str
     run: tuple[str, ...] = Field(min_length=1)
@@ -35,18 +35,15 @@ class Plan(Strict):
     steps: tuple[Step, ...] = Field(min_length=1)
 
 
-def load_steps(output: Path, path: Path = STEPS) -> tuple[Step, ...]:
-    """The steps, writing into `output`. Raises ConfigError outside the repository."""
+def load_steps(path: Path = STEPS) -> tuple[Step, ...]:
+    """The steps, in order. Raises ConfigError outside the repository."""
     if not path.exists():
         raise ConfigError(
             f"{path} is not here",
             where=str(Path.cwd()),
             fix="clone the mmalign repository and run `mmalign quickstart` from its top folder",
         )
-    return tuple(
-        Step(say=step.say, run=tuple(word.replace("{output}", str(output)) for word in step.run))
-        for step in load_config(path, Plan).steps
-    )
+    return load_config(path, Plan).steps
 
 
 def run_steps(

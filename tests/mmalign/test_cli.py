@@ -12,9 +12,9 @@ from mmalign.quickstart import Step, load_steps, run_steps
 
 STEPS = """
 steps:
-  - {say: First, run: [build, a.yaml, "output={output}/a b"]}
+  - {say: First, run: [build, a.yaml, "output=out/a b"]}
   - {say: Second, run: [train, b.yaml]}
-  - {say: Third, run: [report, "{output}"]}
+  - {say: Third, run: [report, out]}
 """
 
 
@@ -98,10 +98,10 @@ def test_init_model_names_a_missing_config(core_verbs, capsys, tmp_path: Path):
 
 def steps(folder: Path) -> tuple[Step, ...]:
     (folder / "steps.yaml").write_text(STEPS)
-    return load_steps(Path("out"), folder / "steps.yaml")
+    return load_steps(folder / "steps.yaml")
 
 
-def test_steps_write_into_the_folder_asked_for(tmp_path: Path):
+def test_a_step_reads_as_the_line_to_type(tmp_path: Path):
     first, _, third = steps(tmp_path)
     assert first.run == ("build", "a.yaml", "output=out/a b")
     assert first.command == "mmalign build a.yaml 'output=out/a b'"
@@ -157,9 +157,10 @@ def test_quickstart_outside_the_repository_says_where_to_run_it(
 
 
 def test_quickstart_lists_its_steps_and_runs_none(
-    core_verbs, capsys, monkeypatch, repo_root: Path, tmp_path: Path
+    core_verbs, capsys, monkeypatch, repo_root: Path
 ):
     monkeypatch.chdir(repo_root)
-    assert cli.run(["quickstart", "--list", "--output", str(tmp_path / "out")]) == 0
-    assert f"output={tmp_path}/out" in capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
+    before = set(repo_root.glob("runs/*"))
+    assert cli.run(["quickstart", "--list"]) == 0
+    assert "mmalign train configs/quickstart/dpo.yaml" in capsys.readouterr().out
+    assert set(repo_root.glob("runs/*")) == before
