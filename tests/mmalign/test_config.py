@@ -137,6 +137,7 @@ def test_numbers_mean_what_they_look_like(tmp_path: Path, text: str) -> None:
     in_file = recipe(tmp_path, f"model: {{path: m}}\nlearning_rate: {text}")
     override = recipe(tmp_path, "model: {path: m}", f"learning_rate={text}")
     assert in_file.learning_rate == override.learning_rate == 5e-5
+    assert apply_overrides({}, [f"untyped={text}"], "here") == {"untyped": 5e-5}
 
 
 # --- overrides ------------------------------------------------------------------------------

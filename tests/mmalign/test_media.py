@@ -93,10 +93,11 @@ def test_transparent_palette_entries_show_white_and_the_others_their_colour() ->
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_sixteen_bit_greys_are_scaled_not_clipped(format: str) -> None:
-    values = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
-    pixels = np.asarray(opened(Image.fromarray(values), format))[0, :, 0]
-    assert pixels.tolist() == [0, 1, 128, 255]
+def test_sixteen_bit_greys_are_scaled_and_rounded_not_clipped(format: str) -> None:
+    levels = np.arange(256)
+    values = np.concatenate([levels * 257, [128, 129]])  # 128 / 257 is just below one half
+    pixels = np.asarray(opened(Image.fromarray(values[None].astype(np.uint16)), format))[0, :, 0]
+    assert pixels.tolist() == [*levels, 0, 1]
 
 
 def test_values_beyond_sixteen_bits_and_floats_are_refused() -> None:
