@@ -154,18 +154,43 @@ def test_a_report_on_questions_alone_shows_right_and_wrong_answers(evaluations, 
     assert re.search(r"Is there a \w+ in the image\? \(right answer: (yes|no)\)", fixed)
 
 
-def test_curves_cover_every_run_and_repeated_steps_count_once(evaluations, tmp_path, html):
+def test_curves_cover_every_run(html):
     training = section(html, "Training")
     assert training.count("<svg") == 4
     for label in ("Loss", "good", "same"):
         assert f">{label}</text>" in training
-    folder = tmp_path / "train"
-    folder.mkdir()
-    rows = [{"step": step, "train/loss": 1.0} for step in (1, 2, 2, 3)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    runs = [{"name": "again", "eval": evaluations / "same", "train": folder}]
-    page = build_report(recipe(evaluations, tmp_path / "out", runs=runs)).read_text()
-    assert section(page, "Training").count("<svg") == 1
+
+
+def test_a_step_that_a_resumed_run_repeated_counts_once_as_it_went_last(evaluations, tmp_path):
+    straight = [{"step": step, "train/loss": step / 2, "train/lr": 0.1} for step in (1, 2, 3)]
+    stale = {"step": 2, "train/loss": 9.0}
+    resumed = [straight[0], stale, straight[1], {"step": 2, "eval/loss": 1.0}, straight[2]]
+    drawn = []
+    for name, rows in (("straight", straight), ("resumed", resumed)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        runs = [{"name": "run", "eval": evaluations / "same", "train": folder}]
+        page = build_report(recipe(evaluations, tmp_path / "out", runs=runs)).read_text()
+        drawn.append(section(page, "Training"))
+    assert drawn[0].count("<svg") == 1
+    assert drawn[0] == drawn[1]
+
+
+def test_scenes_that_a_model_left_unanswered_are_not_called_fixed(evaluations, tmp_path, html):
+    first = re.search(r"Fixed: (scene-\d+)", section(html, "Scenes"))[1]
+    report = collect(recipe(evaluations, tmp_path, gallery=6))
+    folder = tmp_path / "silent"
+    (folder / "items").mkdir(parents=True)
+    rows = [json.loads(line) for line in (evaluations / "good/items/chair.jsonl").open()]
+    for row in rows:
+        if row["id"] == first:
+            row |= {"answer": None, "mentioned": [], "hallucinated": []}
+    (folder / "items/chair.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    silent = replace(report.runs[0], folder=folder)
+    page = write(replace(report, runs=[silent, report.runs[1]])).read_text()
+    assert "of 59 answered items" in section(page, "Scenes")
+    assert first not in section(page, "Scenes")
 
 
 def test_configs_and_recipes_are_there_to_read(html):
