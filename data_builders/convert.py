@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -94,9 +94,7 @@ def told(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
 
 
-def _admitted(
-    record: Imported, seen: Iterable[str], settle: Callable[[Media], Media]
-) -> Imported | Bad:
+def _admitted(record: Imported, seen: set[str], settle: Callable[[Media], Media]) -> Imported | Bad:
     """The record with its pictures checked and hashed, or why it is left out."""
     bad = partial(Bad, where=record.origin.source, id=record.id)
     if record.id in seen:
