@@ -305,7 +305,8 @@ def _sentence(findings: Sequence[Finding]) -> str:
     if not parts:
         return f"no significant difference from base in any of {len(findings)} measures."
     if unsure := [finding.label for finding in findings if finding.verdict == "not significant"]:
-        parts.append(f"no significant difference in {_listed(unsure)}")
+        which = _listed(unsure) if len(unsure) <= 2 else f"the other {len(unsure)} measures"
+        parts.append(f"no significant difference in {which}")
     return f"{'; '.join(parts)}."
 
 
