@@ -174,6 +174,10 @@ def test_copies_and_near_duplicates_are_no_neighbours(tmp_path: Path) -> None:
     contrast = {pair.id: pair.contrast_images[0].path for pair in dataset}
     assert contrast["0_dog.png"] == contrast["1_near.png"] == contrast["3_copy.png"] == "2_far.png"
 
+    dataset = build(config(PictureFolder(images=folder), tmp_path / "all", near_duplicate=1.0))
+    contrast = {pair.id: pair.contrast_images[0].path for pair in dataset}
+    assert contrast["0_dog.png"] == contrast["3_copy.png"] == "1_near.png"
+
 
 def test_unreadable_pictures_are_quarantined_while_the_job_goes_on(
     pictures: PictureFolder, tmp_path: Path

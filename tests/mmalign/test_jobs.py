@@ -229,3 +229,19 @@ def test_no_inputs_make_an_empty_dataset(tmp_path: Path) -> None:
 def test_a_work_function_that_loses_an_input_is_caught(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="one outcome per input"):
         run_job(rows(3), lambda batch: keep(batch)[1:], tmp_path, Example)
+
+
+def test_a_chunk_whose_shard_cannot_be_written_is_not_committed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> str:
+        raise DataError("cannot be written (No space left on device)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mmalign.jobs.write_shard", full)
+        with pytest.raises(DataError, match="No space left"):
+            run_job(rows(2), keep, tmp_path, Example)
+    assert not list(tmp_path.glob("progress/*.json"))
+    manifest = run_job(rows(2), keep, tmp_path, Example)
+    assert manifest is not None
+    assert manifest.num_records == 2
