@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -65,23 +65,44 @@ def apply_overrides(
             raise ConfigError(
                 f"cannot read the override {text!r}", where=where, wanted="dotted.key=value"
             )
-        node = result
         *parents, leaf = key.strip().split(".")
+        node: Any = result
         for parent in parents:
-            if not isinstance(node.get(parent), dict):
-                node[parent] = {}
-            node = node[parent]
+            node = _descend(node, parent, text, where)
         try:
-            node[leaf] = _number(yaml.safe_load(value))
+            node[int(leaf) if isinstance(node, list) else leaf] = yaml.safe_load(value)
         except yaml.YAMLError:
             node[leaf] = value
+        except (ValueError, IndexError):
+            raise _no_such_item(leaf, node, text, where) from None
     return result
+
+
+def _descend(node: Any, key: str, text: str, where: str) -> Any:
+    """The mapping or list under `key`, made if it is not there; a list takes a number."""
+    if isinstance(node, list):
+        try:
+            return node[int(key)]
+        except (ValueError, IndexError):
+            raise _no_such_item(key, node, text, where) from None
+    if not isinstance(node.get(key), dict | list):
+        node[key] = {}
+    return node[key]
+
+
+def _no_such_item(key: str, items: list[Any], text: str, where: str) -> ConfigError:
+    return ConfigError(
+        f"the override {text!r} names no item of a list",
+        where=where,
+        got=key,
+        wanted=f"a number from 0 to {len(items) - 1}",
+    )
 
 
 def validate(data: Mapping[str, Any], kind: type[ConfigT], where: str) -> ConfigT:
     """Validate a mapping, turning pydantic's errors into one readable ConfigError."""
     try:
-        return kind.model_validate(_numbers(data))
+        return kind.model_validate(data)
     except ValidationError as error:
         lines = [_explain(problem, kind) for problem in error.errors()]
         what = lines[0] if len(lines) == 1 else "\n  - ".join([f"{len(lines)} problems", *lines])
@@ -94,36 +115,60 @@ def dump_yaml(config: BaseModel) -> str:
 
 
 def _explain(problem: Any, kind: type[BaseModel]) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location = _spelled(problem["loc"], kind)
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(kind, location[:-1])
+        known = _keys_at(kind, [str(part) for part in problem["loc"][:-1]])
         guess = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         prefix = ".".join(location[:-1])
         dotted = ".".join(location)
         if guess:
             return f"{dotted}: did you mean {prefix + '.' if prefix else ''}{guess[0]}?"
         return f"{dotted}: unknown key; known here: {', '.join(sorted(known))}"
+    if problem["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        tag = problem["ctx"]["discriminator"].strip("'")
+        found = problem["input"].get(tag) if isinstance(problem["input"], dict) else None
+        tags = problem["ctx"].get("expected_tags") or ", ".join(_tags_at(kind, location, tag))
+        got = "is missing" if found is None else f"is {found!r}"
+        return f"{'.'.join([*location, tag])}: {got}; one of {tags}"
     message = problem["msg"].removeprefix("Value error, ")
     got = problem.get("input")
     shown = "" if problem["type"] == "missing" or isinstance(got, dict) else f" (got {got!r})"
     return f"{'.'.join(location) or 'config'}: {message[0].lower()}{message[1:]}{shown}"
 
 
-def _keys_at(kind: type[BaseModel], location: list[str]) -> set[str]:
+def _keys_at(kind: type[BaseModel], location: Sequence[str]) -> set[str]:
     """Field names of the models found by walking `location` down from `kind`."""
+    return {name for model in _models_at(kind, location) for name in model.model_fields}
+
+
+def _tags_at(kind: type[BaseModel], location: Sequence[str], tag: str) -> list[str]:
+    """The values that tell the models of a union apart."""
+    fields = [model.model_fields.get(tag) for model in _models_at(kind, location)]
+    return [repr(field.default) for field in fields if field is not None]
+
+
+def _models_at(kind: type[BaseModel], location: Sequence[str]) -> list[type[BaseModel]]:
     models: list[type[BaseModel]] = [kind]
     for part in location:
-        found: list[type[BaseModel]] = []
-        for model in models:
-            if part in model.model_fields:
-                found += _models_in(model.model_fields[part].annotation)
-            else:
-                # A discriminated union adds its tag to the location, and a list its index.
-                tags = (f.default for f in model.model_fields.values())
-                if part.isdigit() or part in tags:
-                    found.append(model)
-        models = found or models
-    return {name for model in models for name in model.model_fields}
+        fields = [model.model_fields[part] for model in models if part in model.model_fields]
+        if fields:
+            models = [model for field in fields for model in _models_in(field.annotation)]
+        elif not part.isdigit():
+            # pydantic names the branch of a union by its tag.
+            models = [m for m in models if any(f.default == part for f in m.model_fields.values())]
+    return models
+
+
+def _spelled(parts: Sequence[Any], kind: type[BaseModel]) -> list[str]:
+    """A problem's place as the file spells it: pydantic adds a union's tag, which no key says."""
+    location: list[str] = []
+    for part in map(str, parts):
+        models = _models_at(kind, location)
+        known = part.isdigit() or any(part in model.model_fields for model in models)
+        tags = [f.default for model in models for f in model.model_fields.values()]
+        if known or part not in tags:
+            location.append(part)
+    return location
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -132,24 +177,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if get_origin(annotation) in (Union, tuple, list, dict) or get_args(annotation):
         return [model for arg in get_args(annotation) for model in _models_in(arg)]
     return []
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads `5e-5` as a string; a recipe means the number."""
-    if isinstance(value, str) and value[:1] in "+-.0123456789" and "e" in value.lower():
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _numbers(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    return _number(value)
 
 
 def _deep_copy(value: Any) -> Any:

@@ -137,7 +137,6 @@ def test_numbers_mean_what_they_look_like(tmp_path: Path, text: str) -> None:
     in_file = recipe(tmp_path, f"model: {{path: m}}\nlearning_rate: {text}")
     override = recipe(tmp_path, "model: {path: m}", f"learning_rate={text}")
     assert in_file.learning_rate == override.learning_rate == 5e-5
-    assert apply_overrides({}, [f"untyped={text}"], "here") == {"untyped": 5e-5}
 
 
 # --- overrides ------------------------------------------------------------------------------
@@ -208,3 +207,16 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, data: bytes, expec
 def test_the_resolved_config_loads_back_equal(tmp_path: Path) -> None:
     config = recipe(tmp_path, "model: {path: m}\nloss: {name: rrpo}\nlearning_rate: 5e-7")
     assert recipe(tmp_path, dump_yaml(config)) == config
+
+
+def test_a_text_that_looks_like_a_number_stays_a_text() -> None:
+    made = apply_overrides({}, ["revision='12e4567'"], "here")
+    assert made == {"revision": "12e4567"}
+
+
+def test_overrides_reach_into_lists() -> None:
+    data = {"benchmarks": [{"limit": 1}, {"limit": 2}]}
+    made = apply_overrides(data, ["benchmarks.1.limit=5"], "here")
+    assert made == {"benchmarks": [{"limit": 1}, {"limit": 5}]}
+    with pytest.raises(ConfigError, match="0 to 1"):
+        apply_overrides(data, ["benchmarks.7.limit=5"], "here")
