@@ -52,11 +52,15 @@ def save_checkpoint(
             (folder / "recipe.yaml").write_text(dump_yaml(run.recipe))
             (folder / "checkpoint.json").write_text(json.dumps(asdict(position)))
     if accelerator.is_main_process:
-        complete = sorted(run.checkpoints.glob("step-*/checkpoint.json"))
-        for old in complete[: -run.recipe.run.keep_last]:
-            old.unlink()  # First, so that a crash leaves an incomplete folder, not a false one.
-            shutil.rmtree(old.parent)
+        _prune(run)
     return final
+
+
+def _prune(run: RunDirectory) -> None:
+    complete = sorted(run.checkpoints.glob("step-*/checkpoint.json"))
+    for old in complete[: -run.recipe.run.keep_last]:
+        old.unlink()  # First, so that a crash leaves an incomplete folder, not a false one.
+        shutil.rmtree(old.parent)
 
 
 def load_checkpoint(

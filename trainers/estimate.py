@@ -1,0 +1,176 @@
+"""What a recipe trains and how much memory it takes, told from the model's config alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoModelForImageTextToText
+
+from mmalign.errors import MediaError
+from mmalign.losses.base import Need
+from mmalign.models.families import Family
+from mmalign.models.load import ModelConfig, Part, load_processor, part_of
+from mmalign.prepare import Preparer, RowDropped, TokenLimits
+from mmalign.store import MANIFEST, open_dataset
+from trainers.config import Recipe
+from trainers.objectives.base import check_dataset, objective_for
+from trainers.tracking import part_lines
+
+GIB = 2**30
+SAMPLE_ROWS = 64
+# Bytes per token, layer and hidden unit that a 16-bit transformer keeps for its backward pass,
+# attention scores aside (Korthikanti et al., arXiv 2205.05198, section 4.1).
+ACTIVATION_BYTES = 34
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowTokens:
+    """Tokens of a row: all its prompts once, and all its responses. `source` says how known."""
+
+    mean: float
+    longest: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes that one process needs while training, if nothing is spread over processes."""
+
+    weights: int
+    reference: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """Everything together."""
+        return self.weights + self.reference + self.gradients + self.optimizer + self.activations
+
+
+def estimate(recipe: Recipe) -> str:
+    """The whole estimate as a text for a terminal."""
+    loaded = load_processor(
+        recipe.model.path, recipe.model.revision, recipe.model.trust_remote_code
+    )
+    with init_empty_weights():
+        model = AutoModelForImageTextToText.from_config(
+            loaded.config, trust_remote_code=recipe.model.trust_remote_code
+        )
+    parts = count_parts(model, loaded.family, recipe.model)
+    tokens = row_tokens(recipe, loaded)
+    text = loaded.config.get_text_config()
+    memory = memory_of(recipe, parts, tokens, layers=text.num_hidden_layers, width=text.hidden_size)
+    every = sum(part.num_parameters for part in parts)
+    trainable = sum(part.num_trainable for part in parts)
+    rows = [
+        ("weights", memory.weights),
+        ("reference copy", memory.reference),
+        ("gradients", memory.gradients),
+        ("optimizer", memory.optimizer),
+        ("activations (rough)", memory.activations),
+        ("all", memory.total),
+    ]
+    return "\n".join(
+        [
+            *part_lines(parts),
+            f"{'all':<16}{every:>16,}{trainable:>16,}  ({trainable / every:.2%})",
+            "",
+            f"tokens per row: mean {tokens.mean:.0f}, longest {tokens.longest} ({tokens.source})",
+            f"tokens per step: about {tokens.mean * recipe.optim.batch_size:,.0f}",
+            "",
+            f"{'memory of one process':<24}{'GiB':>10}",
+            *(f"{name:<24}{size / GIB:>10.2f}" for name, size in rows),
+            "FSDP spreads the first four over its processes. Activations: "
+            f"{ACTIVATION_BYTES} bytes x tokens x layers x width in 16 bits, twice that in 32;",
+            "with gradient checkpointing one layer's worth, and 2 (or 4) bytes for all others.",
+        ]
+    )
+
+
+def count_parts(model: nn.Module, family: Family, config: ModelConfig) -> list[Part]:
+    """Parameters of each part, and those that would train; adapters count as parameters too."""
+    counts = {name: [0, 0] for name in ("vision", "projector", "language_model")}
+    for name, parameter in model.named_parameters():
+        part = part_of(name, family)
+        # With an adapter, the language model's own weights stay; other parts train whole.
+        whole = getattr(config.train, part)
+        if config.lora is not None and part == "language_model":
+            whole = False
+        counts[part][0] += parameter.numel()
+        counts[part][1] += parameter.numel() * whole
+    if config.lora is not None:
+        targets = config.lora.targets or family.lora_targets
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and _is_target(name, targets):
+                added = config.lora.rank * (module.in_features + module.out_features)
+                counts[part_of(f"{name}.weight", family)][0] += added
+                counts[part_of(f"{name}.weight", family)][1] += added
+    return [Part(name=n, num_parameters=a, num_trainable=t) for n, (a, t) in counts.items()]
+
+
+def row_tokens(recipe: Recipe, loaded: Preparer) -> RowTokens:
+    """Measured on up to 64 rows spread over the dataset; from the limits where there is none."""
+    data = recipe.data
+    if not (data.path / MANIFEST).exists():
+        limit = data.max_tokens or 2048
+        conditions = 2 if Need.CONTRAST in recipe.loss.needs else 1
+        known = "data.max_tokens" if data.max_tokens else "assumed, data.max_tokens is not set"
+        source = f"{limit} for each condition: {known}; {data.path} is not there yet"
+        return RowTokens(mean=limit * conditions, longest=limit * conditions, source=source)
+    dataset = open_dataset(data.path)
+    check_dataset(dataset, recipe.loss)
+    limits = TokenLimits(
+        max_tokens=data.max_tokens,
+        min_response_tokens=data.min_response_tokens,
+        max_pixels=recipe.model.max_pixels,
+    )
+    preparer = Preparer(loaded.processor, loaded.config, loaded.family, limits)
+    objective = objective_for(recipe.loss, preparer, dataset.media_root)
+    counts = []
+    for row in range(0, len(dataset), max(1, len(dataset) // SAMPLE_ROWS)):
+        try:
+            counts.append(objective.prepare(dataset[row]).num_tokens)
+        except (RowDropped, MediaError):
+            continue
+    source = f"{len(counts)} rows of {data.path}"
+    if not counts:
+        return RowTokens(mean=0, longest=0, source=f"no usable row in a sample of {data.path}")
+    return RowTokens(mean=sum(counts) / len(counts), longest=max(counts), source=source)
+
+
+def memory_of(
+    recipe: Recipe, parts: Sequence[Part], tokens: RowTokens, *, layers: int, width: int
+) -> Memory:
+    """Weights and optimizer are counted exactly; activations by the rule printed with them."""
+    every = sum(part.num_parameters for part in parts)
+    trainable = sum(part.num_trainable for part in parts)
+    narrow = recipe.model.dtype in ("bfloat16", "float16")
+    # What trains is float32 in any case.
+    weights = (every - trainable) * (2 if narrow else 4) + trainable * 4
+    copied = Need.REFERENCE in recipe.loss.needs and recipe.reference_kind() == "frozen_copy"
+    moments = 8 if recipe.optim.optimizer == "adamw" else 2
+    wide = 1 if narrow or recipe.run.precision == "bf16" else 2
+    if recipe.model.gradient_checkpointing:
+        per_token = width * wide * (ACTIVATION_BYTES + 2 * layers)
+    else:
+        per_token = width * wide * ACTIVATION_BYTES * layers
+    held = recipe.optim.micro_batch_size or recipe.optim.batch_size
+    return Memory(
+        weights=weights,
+        reference=weights if copied else 0,
+        gradients=4 * trainable,
+        optimizer=moments * trainable,
+        activations=held * tokens.longest * per_token,
+    )
+
+
+def _is_target(name: str, targets: str | Sequence[str]) -> bool:
+    """As peft reads target_modules: a whole-name pattern, or a list of last names."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
