@@ -32,6 +32,14 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(f"mmalign.{name}")
 
 
+def quiet_libraries() -> None:
+    """Leave transformers' own progress bars to terminals; in a file they are noise."""
+    if not sys.stderr.isatty():
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+
+
 def progress(items: Iterable[T], *, label: str, total: int | None = None) -> Iterator[T]:
     """Yield `items` under a progress bar; off a terminal, under about ten plain lines."""
     if not is_main_process():

@@ -10,6 +10,7 @@ from pydantic import NonNegativeFloat, PositiveInt
 
 from mmalign.config import Strict
 from mmalign.errors import ModelError
+from mmalign.log import quiet_libraries
 from mmalign.models.families import Family, family_of
 from mmalign.prepare import Preparer, TokenLimits
 
@@ -109,6 +110,7 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForImageTextToText
 
+    quiet_libraries()
     path, adapter = _resolve_adapter(config)
     _check_folder(path)
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from mmalign.config import Strict
+from mmalign.log import quiet_libraries
 
 # The layout that llava-hf/llava-1.5 checkpoints carry: "USER: <image>\ntext ASSISTANT:".
 LLAVA_TEMPLATE = (
@@ -71,6 +72,7 @@ class TinyModel(Strict):
         """Make the model and its processor, save both, and return the folder."""
         import torch
 
+        quiet_libraries()
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model, processor = (_llava15 if self.family == "llava15" else _qwen25vl)(self)
