@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from mmalign.media import open_image
 from mmalign.records import Preference, prompt_text
 from mmalign.report.page import Card, Marked, Page, difference, thumbnail
@@ -29,6 +31,7 @@ def write_preview(path: Path, limit: int = 24) -> Path:
     page.table(["reason", "examples", "share"], rows)
     page.heading("What made the pairs")
     page.table(["part", "value"], [[name, str(value)] for name, value in manifest.model.items()])
+    page.code(yaml.safe_dump(manifest.config, sort_keys=False, allow_unicode=True), "its config")
     page.heading("Pairs")
     shown = min(limit, len(dataset))
     page.paragraph(

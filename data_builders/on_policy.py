@@ -54,8 +54,6 @@ class OnPolicy(Builder):
                 VERSION,
                 generator=generator.name,
                 similarity=similarity.name,
-                threshold=self.similarity.threshold,
-                tries=self.tries,
             ),
         )
         if manifest is not None:

@@ -16,16 +16,13 @@ Launch: mmalign build configs/build/realign_coco.yaml
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Literal
 
-import numpy as np
 from pydantic import Field, PositiveInt
 
 from data_builders.base import (
@@ -38,52 +35,15 @@ from data_builders.base import (
 )
 from data_builders.built_page import write_preview
 from data_builders.completion import Completer, Gapped, InstructCompleter
+from data_builders.gallery import Encoder, Gallery, OpenClip, make_gallery
 from data_builders.masking import Masked, Masker, ModelMasker, Refused, locate
-from mmalign.config import Strict
-from mmalign.errors import MediaError
 from mmalign.jobs import Outcome, run_job
-from mmalign.log import progress
-from mmalign.media import media_key, open_image, read_bytes
-from mmalign.records import Example, Media, Origin, Preference, Span
-from mmalign.retrieval import (
-    FeatureSource,
-    ImageEncoder,
-    Index,
-    Neighbour,
-    OpenClipEncoder,
-    PolicyVisionEncoder,
-    neighbours,
-)
+from mmalign.media import media_key
+from mmalign.records import Example, Origin, Preference, Span
+from mmalign.retrieval import ImageEncoder, Index, Neighbour
 from mmalign.similarity import TextSimilarity
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 VERSION = "1"
-ENCODE_AT_ONCE = 32
-
-
-class OpenClip(Strict):
-    """Retrieve by an open_clip model. `pretrained: null`, random weights, must be written out."""
-
-    name: Literal["open_clip"] = "open_clip"
-    model: str = "ViT-L-14"
-    pretrained: str | None
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-
-    def load(self, policy: FeatureSource) -> ImageEncoder:
-        """Load the encoder, onto the GPU if there is one."""
-        return OpenClipEncoder(self.model, pretrained=self.pretrained, precision=self.precision)
-
-
-class PolicyVision(Strict):
-    """Retrieve by what the policy sees, as the paper's text says."""
-
-    name: Literal["policy"] = "policy"
-
-    def load(self, policy: FeatureSource) -> ImageEncoder:
-        """The policy is loaded already."""
-        return PolicyVisionEncoder(policy)
 
 
 class ReAlign(Builder):
@@ -92,9 +52,7 @@ class ReAlign(Builder):
     name: Literal["realign"] = "realign"
     generator: GeneratorConfig
     masker: Masker = ModelMasker()
-    encoder: Annotated[OpenClip | PolicyVision, Field(discriminator="name")] = OpenClip(
-        pretrained="openai"
-    )
+    encoder: Encoder = OpenClip(pretrained="openai")
     completer: Completer = InstructCompleter()
     similarity: SimilarityFilter = SentenceFilter()
     k: PositiveInt = 10
@@ -133,67 +91,11 @@ class ReAlign(Builder):
                 similarity=similarity.name,
                 masker=self.masker.name,
                 completer=self.completer.name,
-                threshold=self.similarity.threshold,
-                k=self.k,
             ),
         )
         if manifest is not None:
             write_preview(self.output)
         return self.output
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Every readable picture of the source, and its neighbours, nearest first."""
-
-    pictures: list[Media]
-    near: list[list[Neighbour]]
-    row: dict[str, int]
-    unreadable: dict[str, str]
-
-
-def make_gallery(
-    source: Source, encoder: ImageEncoder, k: int, *, near_duplicate: float, index: Index
-) -> Gallery:
-    """Embed every picture once and find its neighbours; unreadable ones stand aside."""
-    found = {media_key(media): media for e in source.examples for media in e.images}
-    pictures: list[Media] = []
-    rows: list[np.ndarray] = []
-    unreadable: dict[str, str] = {}
-    items = list(found.items())
-    batches = [items[i : i + ENCODE_AT_ONCE] for i in range(0, len(items), ENCODE_AT_ONCE)]
-    with ThreadPoolExecutor() as pool:
-        for batch in progress(batches, label=f"embedding {len(found)} pictures, in batches"):
-            opened = pool.map(partial(_open, media_root=source.media_root), [m for _, m in batch])
-            images: list[Image] = []
-            for (key, _), result in zip(batch, opened, strict=True):
-                if isinstance(result, MediaError):
-                    unreadable[key] = str(result)
-                else:
-                    pictures.append(result[0])
-                    images.append(result[1])
-            if images:
-                rows.append(encoder.encode(images))
-    near = neighbours(
-        np.concatenate(rows) if rows else np.zeros((0, 1), np.float32),
-        k,
-        index=index,
-        near_duplicate=near_duplicate,
-        keys=[picture.sha256 or "" for picture in pictures],
-    )
-    readable = [key for key in found if key not in unreadable]
-    row = {key: number for number, key in enumerate(readable)}
-    return Gallery(pictures, near, row, unreadable)
-
-
-def _open(media: Media, media_root: Path) -> tuple[Media, Image] | MediaError:
-    """The picture, and its media with the hash of the file."""
-    try:
-        data = read_bytes(media, media_root)
-        image = open_image(replace(media, bytes=data))
-    except MediaError as error:
-        return error
-    return replace(media, sha256=hashlib.sha256(data).hexdigest()), image
 
 
 @dataclass(kw_only=True)
