@@ -96,7 +96,7 @@ class Dataset(Generic[RecordT]):
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader sees all of it or none of it, also after a crash."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
