@@ -81,24 +81,24 @@ def uninterrupted(recipe, tmp_path: Path) -> tuple[bytes, list[dict[str, float]]
 def test_killed_at_every_kind_of_moment(recipe, tmp_path: Path, uninterrupted):
     folder = tmp_path / "killed"
     made = recipe(**sections(folder))
-    checkpoints = folder / "checkpoints"
+    # What kills the process, and the newest complete checkpoint that it leaves behind.
     moments = [
-        # Before the first checkpoint; with half of one written; before it gets its name; in the
-        # middle of pruning; between two steps; with half of the final model written.
-        (die_before("trainers.loop", "lr_at", 2), 0),
-        (die_before("trainers.checkpoint", "save_file", 2), 2),
-        (die_before("trainers.directory", "_sync", 3), 2),
-        (die_before("trainers.checkpoint", "_prune", 2), 4),
-        (die_before("trainers.loop", "lr_at", 2), 4),
-        (die_before("trainers.loop", "save_model", 1), 8),
-        (die_before("trainers.directory", "write_atomically", 1), 8),
+        ("before the first checkpoint", die_before("trainers.loop", "lr_at", 2), 0),
+        ("with half of one written", die_before("trainers.checkpoint", "save_file", 2), 2),
+        ("before it gets its name", die_before("trainers.directory", "_sync", 3), 2),
+        ("before the oldest is deleted", die_before("trainers.checkpoint", "_prune", 2), 6),
+        ("between two steps", die_before("trainers.loop", "lr_at", 2), 6),
+        ("before the final model", die_before("trainers.loop", "save_model", 1), 8),
+        ("before run.json", die_before("trainers.directory", "write_atomically", 1), 8),
     ]
-    for prepare, _ in moments:
+    for moment, prepare, newest in moments:
         process = spawn(made, prepare)
         process.join()
-        assert process.exitcode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL, moment
         assert not (folder / "run.json").exists()
-    assert any(checkpoints.glob("step-000008/checkpoint.json"))
+        complete = sorted(folder.glob("checkpoints/step-*/checkpoint.json"))
+        steps = [int(file.parent.name.removeprefix("step-")) for file in complete]
+        assert max(steps, default=0) == newest, moment
     exhaust(made)
     assert outcome(folder) == uninterrupted
 
@@ -183,15 +183,18 @@ def test_what_changes_no_weight_may_change(recipe, tmp_path: Path):
 
 def test_a_folder_without_progress_takes_another_recipe(recipe, tmp_path: Path):
     values = sections(tmp_path / "run")
-    next(train(recipe(**values)))
+    for event in train(recipe(**(values | {"run": values["run"] | {"save_every_steps": None}}))):
+        assert isinstance(event, Stepped)
+        break
     changed = values | {"optim": values["optim"] | {"micro_batch_size": 1}}
     assert steps_of(recipe(**changed)) == [3, 6, 9]
+    assert len(outcome(tmp_path / "run")[1]) == 3
 
 
 def test_resume_never_refuses_a_folder_with_progress(recipe, tmp_path: Path):
     values = sections(tmp_path / "run")
     stop_after_first_checkpoint(recipe(**values))
-    with pytest.raises(TrainingError, match="run.resume=never"):
+    with pytest.raises(TrainingError, match=r"run\.resume=never"):
         list(train(recipe(**(values | {"run": values["run"] | {"resume": "never"}}))))
 
 

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+
+from mmalign.models.load import load_policy, load_processor, part_table
+from trainers.estimate import RowTokens, count_parts, estimate, memory_of, row_tokens
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"lora": None},
+        {"lora": None, "train": {"vision": True, "projector": True, "language_model": False}},
+        {"lora": {"rank": 4, "alpha": 8}},
+        {"lora": {"rank": 4, "alpha": 8, "targets": ["q_proj", "v_proj"]}},
+    ],
+)
+def test_counts_are_those_of_the_loaded_model(recipe, changes):
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForImageTextToText
+
+    config = recipe(model=changes).model
+    loaded = load_processor(config.path)
+    with init_empty_weights():
+        empty = AutoModelForImageTextToText.from_config(loaded.config)
+    assert count_parts(empty, loaded.family, config) == part_table(load_policy(config))
+
+
+def test_tokens_are_measured_where_there_is_a_dataset(recipe, tmp_path):
+    made = recipe()
+    loaded = load_processor(made.model.path)
+    found = row_tokens(made, loaded)
+    assert found.source.startswith("10 rows")
+    assert 0 < found.mean < found.longest
+    missing = row_tokens(recipe(data={"path": str(tmp_path / "none"), "max_tokens": 500}), loaded)
+    assert missing.longest == 1000
+    assert "not there yet" in missing.source
+
+
+def test_memory_adds_up(recipe):
+    made = recipe(model={"lora": None}, optim={"micro_batch_size": 2})
+    parts = part_table(load_policy(made.model))
+    every = sum(part.num_parameters for part in parts)
+    tokens = RowTokens(mean=50, longest=100, source="")
+    found = memory_of(made, parts, tokens, layers=2, width=32)
+    assert found.weights == found.reference == 4 * every
+    assert found.optimizer == 2 * found.gradients
+    assert found.activations == 2 * 100 * 2 * 32 * 34 * 2
+    saving = recipe(model={"lora": None, "gradient_checkpointing": True})
+    assert memory_of(saving, parts, tokens, layers=24, width=32).activations < math.inf
+
+
+def test_the_text_says_what_trains_and_what_it_takes(recipe):
+    text = estimate(recipe())
+    assert re.search(r"^language_model +[\d,]+ +3,584$", text, re.MULTILINE)
+    assert "memory of one process" in text
+    assert re.search(r"^reference copy +0\.00$", text, re.MULTILINE)
