@@ -129,6 +129,18 @@ class Chair(Strict):
         return _truth_from_coco(self.instances, self.captions, self.limit, words)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mention:
+    """An object that a text names: its category, and where the words for it stand.
+
+    Example: Mention(category="dog", start=2, end=7) for "puppy" in "A puppy".
+    """
+
+    category: str
+    start: int
+    end: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class ObjectWords:
     """Finds the objects that a text names.
@@ -161,28 +173,28 @@ class ObjectWords:
             category=category, double_words=dict(double_words), vocabulary=frozenset(vocabulary)
         )
 
-    def mentions(self, text: str) -> list[str]:
-        """The category of every mention, in order and with repeats, by the released rules.
+    def mentions(self, text: str) -> list[Mention]:
+        """Every mention of an object, in order and with repeats, by the released rules.
 
         Differs from the released script in two steps that it leaves to other packages. Words are
         runs of letters and digits, which hyphens join; nltk also keeps "couch/sofa" as one.
         Plurals are undone by `singular`, from the vocabulary; pattern.en goes by English endings.
         """
-        words = [
-            self.singular(word) for word in re.findall(r"[^\W_]+(?:-[^\W_]+)*|\S", text.lower())
-        ]
-        read: list[str] = []
+        words = [(self.singular(found[0].lower()), *found.span()) for found in _WORD.finditer(text)]
+        read: list[tuple[str, int, int]] = []
         while words:
-            pair = " ".join(words[:2])
-            if pair in self.double_words:
-                read.append(self.double_words[pair])
-                words = words[2:]
-            else:
-                read.append(words[0])
-                words = words[1:]
-        if "toilet" in read:
-            read = [word for word in read if word != "seat"]
-        return [self.category[word] for word in read if word in self.category]
+            pair = " ".join(word for word, _, _ in words[:2])
+            size = 2 if pair in self.double_words else 1
+            word, start, _ = words[0]
+            read.append((self.double_words.get(pair, word), start, words[size - 1][2]))
+            words = words[size:]
+        if any(word == "toilet" for word, _, _ in read):
+            read = [found for found in read if found[0] != "seat"]
+        return [
+            Mention(category=self.category[word], start=start, end=end)
+            for word, start, end in read
+            if word in self.category
+        ]
 
     def singular(self, word: str) -> str:
         """The word of the vocabulary that `word` is or is the plural of, else `word` itself."""
@@ -208,6 +220,7 @@ class ObjectWords:
         return self.category[name]
 
 
+_WORD = re.compile(r"[^\W_]+(?:-[^\W_]+)*|\S")
 _PLURALS = (
     ("s", ""),
     ("es", ""),
@@ -243,13 +256,16 @@ def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
 
 
 def _read(image: str, prompt: str, answer: str | None, truth: set[str], words: ObjectWords) -> Row:
-    mentioned = words.mentions(answer or "")
+    """One item; `spans` are the characters of the answer that each of `mentioned` stands at."""
+    mentions = words.mentions(answer or "")
+    mentioned = [mention.category for mention in mentions]
     return {
         "id": image,
         "image": image,
         "prompt": prompt,
         "answer": answer,
         "mentioned": mentioned,
+        "spans": [[mention.start, mention.end] for mention in mentions],
         "hallucinated": [name for name in mentioned if name not in truth],
         "truth": sorted(truth),
         "recalled": sorted(truth.intersection(mentioned)),
@@ -294,7 +310,8 @@ def _truth_from_coco(
         try:
             for annotation in _read_json(captions)["annotations"]:
                 if annotation["image_id"] in objects:
-                    objects[annotation["image_id"]].update(words.mentions(annotation["caption"]))
+                    mentions = words.mentions(annotation["caption"])
+                    objects[annotation["image_id"]].update(m.category for m in mentions)
         except (KeyError, TypeError, AttributeError) as error:
             raise _not_coco(captions, "a captions", error) from None
     if not objects:

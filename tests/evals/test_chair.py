@@ -76,7 +76,17 @@ def real_words():
     ],
 )
 def test_mentions(words, caption, mentions):
-    assert words.mentions(caption) == mentions
+    assert categories(words, caption) == mentions
+
+
+def categories(words, caption):
+    return [mention.category for mention in words.mentions(caption)]
+
+
+def test_a_mention_knows_the_words_it_was_written_in(words):
+    caption = "A PUPPY, two hot\n dogs, a baby  bird’s knives, İ and a toilet seat by a dog-cart dog."
+    written = [caption[found.start : found.end] for found in words.mentions(caption)]
+    assert written == ["PUPPY", "hot\n dogs", "baby  bird", "knives", "toilet seat", "dog"]
 
 
 def released_mentions(real_words, caption_words):
@@ -104,7 +114,7 @@ def test_rules_agree_with_the_released_ones_on_the_real_list(real_words):
     for _ in range(500):
         caption_words = rng.choices(pool, k=12)
         caption_words = [word.lower() for word in caption_words]
-        found = real_words.mentions(" ".join(caption_words))
+        found = categories(real_words, " ".join(caption_words))
         assert found == released_mentions(real_words, caption_words)
     assert len(set(real_words.category.values())) == 80
 
@@ -121,14 +131,14 @@ def test_every_real_object_word_is_found_in_its_plural(real_words):
             f"{word[:-1]}ies" if word[-1] == "y" and word[-2] not in "aeou"
             else f"{word}es" if word.endswith(("ch", "sh", "x")) else f"{word}s"
         )  # fmt: skip
-        if real_words.mentions(plural) != [real_words.category[word]]:
+        if categories(real_words, plural) != [real_words.category[word]]:
             missed.append((word, plural))
     assert missed == []
 
 
 @pytest.mark.real
 def test_entries_that_the_released_script_never_meets_stay_unmet(real_words):
-    assert real_words.mentions("a cheesecake and an iPhone") == []
+    assert categories(real_words, "a cheesecake and an iPhone") == []
 
 
 @pytest.fixture
@@ -170,6 +180,7 @@ def test_score_by_hand(synonyms, objects):
         "prompt": "Please describe this image in detail.",
         "answer": "A puppy and a dog chase a phone and a bus.",
         "mentioned": ["dog", "dog", "cell phone", "bus"],
+        "spans": [[2, 7], [14, 17], [26, 31], [38, 41]],
         "hallucinated": ["cell phone", "bus"],
         "truth": ["cat", "dog", "person"],
         "recalled": ["dog"],
