@@ -12,7 +12,12 @@ from typing import Any, Literal
 from pydantic import PositiveInt
 
 from mmalign.config import Strict
+from mmalign.errors import ModelError
 from mmalign.log import quiet_libraries
+from mmalign.store import write_atomically
+
+# Written last: the settings that a folder's model was made from.
+RECIPE = "made_from.json"
 
 # The layout that llava-hf/llava-1.5 checkpoints carry: "USER: <image>\ntext ASSISTANT:".
 LLAVA_TEMPLATE = (
@@ -69,18 +74,31 @@ class TinyModel(Strict):
     pixel_std: float = 0.5
 
     def build(self) -> Path:
-        """Make the model and its processor, save both, and return the folder."""
+        """Make the model and its processor, save both, and return the folder.
+
+        A folder that holds this very model is left alone. Raises ModelError where it holds another.
+        """
         import torch
 
+        path = Path(self.output)
+        recipe = self.model_dump_json(exclude={"output"}, indent=2)
+        if (path / RECIPE).exists():
+            if (path / RECIPE).read_text() == recipe:
+                return path
+            raise ModelError(
+                "holds a model made from other settings",
+                where=str(path),
+                fix="choose another output, or delete the folder",
+            )
         quiet_libraries()
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             model, processor = (_llava15 if self.family == "llava15" else _qwen25vl)(self)
             _reset(model)
-        path = Path(self.output)
         path.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(path)
         processor.save_pretrained(path)
+        write_atomically(path / RECIPE, recipe)
         return path
 
 
