@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,12 @@ from evals import chair, pope
 from evals.base import Row, read_jsonl
 from evals.run import RESULTS
 from evals.stats import Interval, Ratio, mcnemar, paired_difference
+from mmalign import log
 from mmalign.errors import DataError
 
 Test = Literal["mcnemar", "bootstrap"]
+_logger = log.get_logger("evals")
+_ANEW = "write it anew with `mmalign eval rescore` and its recipe"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +73,24 @@ _RULES = {
 
 
 def compare(
-    a_dir: str | Path, b_dir: str | Path, *, seed: int = 0, samples: int = 2000
+    a_dir: str | Path,
+    b_dir: str | Path,
+    *,
+    suites: Collection[str] | None = None,
+    seed: int = 0,
+    samples: int = 2000,
 ) -> list[Comparison]:
     """Compare run b with run a on every suite that both hold, pictures resampled together.
 
+    suites: only these keys. A suite of a benchmark without rules here is left out, with a note.
     Raises DataError when a run is not complete, when they share no suite, or when a suite asked
     them different questions.
     """
     a_dir, b_dir = Path(a_dir), Path(b_dir)
-    a_suites, b_suites = _suites(a_dir), _suites(b_dir)
+    a_suites, b_suites = (
+        {suite["key"]: suite for suite in read_results(folder)["suites"]}
+        for folder in (a_dir, b_dir)
+    )
     shared = [key for key in a_suites if key in b_suites]
     if not shared:
         raise DataError(
@@ -89,10 +101,18 @@ def compare(
         )
     found: list[Comparison] = []
     for key in shared:
-        rules = _RULES[a_suites[key]["benchmark"]]
+        if suites is not None and key not in suites:
+            continue
+        rules = _RULES.get(a_suites[key]["benchmark"])
+        if rules is None:
+            _logger.warning(
+                "%s is left out: only %s are compared, and it is of %s",
+                *(key, " and ".join(_RULES), a_suites[key]["benchmark"]),
+            )
+            continue
         a_rows = _rows(a_dir / a_suites[key]["items"])
         b_rows = _rows(b_dir / b_suites[key]["items"])
-        _check_same(key, a_rows, b_rows, rules.same)
+        _check_same(f"{a_dir} and {b_dir}, {key}", a_rows, b_rows, rules.same)
         a_items, b_items = list(a_rows.values()), [b_rows[name] for name in a_rows]
         a_metrics, b_metrics = rules.metrics(a_items), rules.metrics(b_items)
         pictures = [row["image"] for row in a_items]
@@ -119,16 +139,29 @@ def compare(
     return found
 
 
-def _suites(folder: Path) -> dict[str, Any]:
+def read_results(folder: Path) -> dict[str, Any]:
+    """What a finished evaluation wrote last. Raises DataError when it did not, or not that."""
+    path = folder / RESULTS
     try:
-        suites = json.loads((folder / RESULTS).read_text(encoding="utf-8"))["suites"]
-        return {suite["key"]: suite for suite in suites}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"is no finished run: its {RESULTS} cannot be read ({error})",
-            where=str(folder),
-            fix="run its recipe again; it continues where it stopped",
-        ) from None
+        results = json.loads(path.read_text(encoding="utf-8"))
+        complete = all(
+            {"key", "benchmark", "items", "metrics"} <= set(s) for s in results["suites"]
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        what, fix = f"holds no {RESULTS}", "run its recipe again; it continues where it stopped"
+        if not folder.is_dir():
+            what, fix = (
+                "is no folder",
+                "correct the path, or run its recipe with `mmalign eval run`",
+            )
+        raise DataError(f"{what}, so no finished evaluation", where=str(folder), fix=fix) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot be read ({error})", where=str(path), fix=_ANEW) from None
+    except (KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise DataError("is not what an evaluation writes", where=str(path), fix=_ANEW)
+    return results
 
 
 def _rows(path: Path) -> dict[str, Row]:
@@ -136,7 +169,7 @@ def _rows(path: Path) -> dict[str, Row]:
 
 
 def _check_same(
-    key: str, a_rows: dict[str, Row], b_rows: dict[str, Row], same: tuple[str, ...]
+    where: str, a_rows: dict[str, Row], b_rows: dict[str, Row], same: tuple[str, ...]
 ) -> None:
     odd = sorted(a_rows.keys() ^ b_rows.keys())
     odd += [
@@ -147,7 +180,7 @@ def _check_same(
     if odd:
         raise DataError(
             f"the runs asked different questions: {len(odd)} differ, such as {min(odd)}",
-            where=key,
+            where=where,
             got=f"{len(a_rows)} and {len(b_rows)} items",
             fix="run both with the same files and limit; answers already there are kept",
         )

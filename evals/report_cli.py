@@ -20,14 +20,15 @@ def report(
     overrides: list[str] = typer.Argument(None, help="Changes to it, as dotted.key=value."),
 ) -> None:
     """Build the before/after report of a recipe and print its tables."""
-    from evals.report import ReportRecipe, collect, write
+    from evals.report import ReportRecipe, collect
+    from evals.report_page import sentences, value_tables, write
     from mmalign.config import load_config
 
     found = collect(load_config(config, ReportRecipe, overrides or ()))
     path = write(found)
-    for grid in found.values():
+    for grid in value_tables(found):
         typer.echo(grid.markdown())
-    for name, sentence in found.summary().items():
+    for name, sentence in sentences(found).items():
         typer.echo(f"{name}: {sentence}\n")
     typer.echo(f"page     {path}")
     typer.echo(f"numbers  {path.with_name('results.json')}")

@@ -14,7 +14,7 @@ import base64
 import difflib
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -143,25 +143,6 @@ def difference(a: str, b: str, *, kind: Kind = "bad") -> Marked:
         if text:
             parts.append((text, None if operation == "equal" else kind))
     return _trimmed(parts)
-
-
-def mark(text: str, words: Iterable[str], kind: Kind = "bad") -> Marked:
-    """`text` with every occurrence of the given words or phrases highlighted.
-
-    Whole words, in any case, with or without a plural ending.
-    """
-    wanted = sorted({word.strip() for word in words} - {""}, key=lambda word: (-len(word), word))
-    if not wanted:
-        return Marked(((text, None),))
-    phrases = "|".join(r"\s+".join(map(re.escape, phrase.split())) for phrase in wanted)
-    pattern = re.compile(rf"(?<!\w)(?:{phrases})(?:e?s)?(?!\w)", re.IGNORECASE)
-    parts: list[tuple[str, Kind | None]] = []
-    position = 0
-    for match in pattern.finditer(text):
-        parts += [(text[position : match.start()], None), (match.group(), kind)]
-        position = match.end()
-    parts.append((text[position:], None))
-    return Marked(tuple(part for part in parts if part[0]))
 
 
 def thumbnail(image: Image, max_side: int = 192) -> str:

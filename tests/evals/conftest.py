@@ -10,9 +10,16 @@ import pytest
 from PIL import Image, ImageDraw
 
 OBJECTS = ["dog", "cat", "car", "chair", "cup", "bench", "bird", "boat", "clock", "kite"]
+WRITTEN = {"dog": "puppy", "bench": "park  bench"}  # Where a caption has its own words.
 COLOURS = ["#c0392b", "#2980b9", "#27ae60", "#f39c12", "#8e44ad", "#16a085"]
 NUM_SCENES = 60
 NUM_QUESTIONS = 120
+
+
+@pytest.fixture
+def written() -> dict[str, str]:
+    """The words that captions have for some objects."""
+    return WRITTEN
 
 
 @pytest.fixture(scope="session")
@@ -87,15 +94,21 @@ def _chair(root: Path, folder: Path, choose: random.Random, invents: float) -> d
         seen = [word for word in truth(index) if choose.random() < 0.8]
         absent = [word for word in OBJECTS if word not in truth(index)]
         invented = sorted(w for w in choose.sample(absent, 3) if choose.random() < invents)
-        words = [f"There is a {word} on the left." for word in seen]
-        answer = " ".join(words + [f"A {word} stands next to it." for word in invented])
+        words = [f"There is a {WRITTEN.get(word, word)} on the left." for word in seen]
+        words += [f"A {WRITTEN.get(word, word)} stands next to it." for word in invented]
+        answer = " ".join(words)
+        starts = [answer.index(f" {WRITTEN.get(word, word)} ") + 1 for word in seen + invented]
         rows.append(
             {
                 "id": f"scene-{index:03d}",
                 "image": f"scene-{index:03d}.png",
                 "prompt": "Describe the picture.",
                 "answer": answer or "An empty scene.",
-                "mentioned": sorted(seen + invented),
+                "mentioned": seen + invented,
+                "spans": [
+                    [start, start + len(WRITTEN.get(word, word))]
+                    for word, start in zip(seen + invented, starts, strict=True)
+                ],
                 "hallucinated": invented,
                 "truth": truth(index),
                 "recalled": seen,

@@ -84,7 +84,9 @@ def categories(words, caption):
 
 
 def test_a_mention_knows_the_words_it_was_written_in(words):
-    caption = "A PUPPY, two hot\n dogs, a baby  bird’s knives, İ and a toilet seat by a dog-cart dog."
+    caption = (
+        "A PUPPY, two hot\n dogs, a baby  bird’s knives, İ and a toilet seat by a dog-cart dog."
+    )
     written = [caption[found.start : found.end] for found in words.mentions(caption)]
     assert written == ["PUPPY", "hot\n dogs", "baby  bird", "knives", "toilet seat", "dog"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from evals.report import ReportRecipe, build_report, collect, holm, write
+from evals.report import ReportRecipe, collect, holm
 from evals.report_cli import app
+from evals.report_page import difference_tables, sentences, value_tables, write
 from mmalign.config import load_config
 from mmalign.errors import ConfigError, DataError
 
@@ -25,6 +27,10 @@ def recipe(evaluations: Path, output: Path, **changes: object) -> ReportRecipe:
     ]
     settings = {"output": output, "base": evaluations / "base", "runs": runs, "gallery": 6}
     return ReportRecipe.model_validate(settings | changes)
+
+
+def build_report(recipe: ReportRecipe) -> Path:
+    return write(collect(recipe))
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +93,8 @@ def test_summary_says_what_is_better_and_what_is_not_significant(built, html, nu
 def test_a_worse_run_is_called_worse(evaluations, tmp_path):
     swapped = {"base": evaluations / "good", "runs": [{"name": "b", "eval": evaluations / "base"}]}
     report = collect(recipe(evaluations, tmp_path, **swapped))
-    assert report.summary()["b"].startswith("worse in CHAIR_i (13.8 → 40.9 %)")
-    differences = report.differences()[0].rows[0]
+    assert sentences(report)["b"].startswith("worse in CHAIR_i (13.8 → 40.9 %)")
+    differences = difference_tables(report)[0].rows[0]
     assert differences[1].parts[0] == ("+27.2 *", "bad")
 
 
@@ -132,16 +138,35 @@ def test_gallery_shows_as_many_broken_as_fixed_scenes(evaluations, html):
     assert scenes.count("<img src=") == 6
 
 
-def test_gallery_marks_every_hallucinated_word_and_lists_the_truth(evaluations, html):
-    card = section(html, "Scenes").split("<article>")[1]
-    scene = re.search(r"Fixed: (scene-\d+)", card)[1]
-    for name in ("base", "good", "same"):
-        rows = map(json.loads, (evaluations / name / "items/chair.jsonl").open())
-        row = next(row for row in rows if row["id"] == scene)
-        answer = re.search(rf"<dt>{name}</dt><dd>(.*?)</dd>", card, re.DOTALL)[1]
-        assert sorted(re.findall(r'<mark class="bad">(.*?)</mark>', answer)) == row["hallucinated"]
-        assert words(answer).startswith(row["answer"][:20])
-    assert f"In the picture: {', '.join(row['truth'])}." in card
+def test_gallery_marks_what_is_made_up_in_the_words_of_the_answer(evaluations, html, written):
+    seen = set()
+    for card in section(html, "Scenes").split("<article>")[1:]:
+        scene = re.search(r": (scene-\d+)", card)[1]
+        for name in ("base", "good", "same"):
+            rows = map(json.loads, (evaluations / name / "items/chair.jsonl").open())
+            row = next(row for row in rows if row["id"] == scene)
+            answer = re.search(rf"<dt>{name}</dt><dd>(.*?)</dd>", card, re.DOTALL)[1]
+            marked = re.findall(r'<mark class="bad">(.*?)</mark>', answer)
+            assert marked == [written.get(word, word) for word in row["hallucinated"]]
+            assert re.sub("<[^>]+>", "", answer).startswith(row["answer"])
+            absent = ", ".join(row["hallucinated"]) or "nothing"
+            assert f"Not in the picture: {absent}." in answer
+            seen.update(marked)
+        assert f"In the picture: {', '.join(row['truth'])}." in card
+    assert seen >= set(written.values())
+
+
+def test_a_word_inside_the_name_of_another_object_is_not_marked(evaluations, tmp_path):
+    report = collect(recipe(evaluations, tmp_path, gallery=2))
+    folder = tmp_path / "bears"
+    (folder / "items").mkdir(parents=True)
+    rows = [json.loads(line) for line in (evaluations / "base/items/chair.jsonl").open()]
+    for row in rows:
+        row |= {"answer": "A teddy bear and a bear.", "mentioned": ["teddy bear", "bear"]}
+        row |= {"spans": [[2, 12], [19, 23]], "hallucinated": ["bear"]}
+    (folder / "items/chair.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = write(replace(report, base=replace(report.base, folder=folder))).read_text()
+    assert 'A teddy bear and a <mark class="bad">bear</mark>.' in section(page, "Scenes")
 
 
 def test_a_report_on_questions_alone_shows_right_and_wrong_answers(evaluations, tmp_path):
@@ -185,7 +210,7 @@ def test_scenes_that_a_model_left_unanswered_are_not_called_fixed(evaluations, t
     rows = [json.loads(line) for line in (evaluations / "good/items/chair.jsonl").open()]
     for row in rows:
         if row["id"] == first:
-            row |= {"answer": None, "mentioned": [], "hallucinated": []}
+            row |= {"answer": None, "mentioned": [], "spans": [], "hallucinated": []}
     (folder / "items/chair.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     silent = replace(report.runs[0], folder=folder)
     page = write(replace(report, runs=[silent, report.runs[1]])).read_text()
@@ -227,9 +252,9 @@ def test_undefined_numbers_are_dashes_and_null(evaluations, tmp_path):
     suites[0]["metrics"] |= {"chair_i": float("nan"), "recall": None}
     suites[0]["intervals"].pop("chair_s")
     report = replace(report, base=replace(report.base, results={"suites": suites}))
-    assert report.values()[0].rows[0][1] is None
-    assert report.values()[0].rows[0][3] is None
-    assert report.values()[0].rows[0][2] == "86.7"
+    assert value_tables(report)[0].rows[0][1] is None
+    assert value_tables(report)[0].rows[0][3] is None
+    assert value_tables(report)[0].rows[0][2] == "86.7"
     page = write(report)
     numbers = json.loads(page.with_name("results.json").read_text(), parse_constant=pytest.fail)
     assert numbers["runs"]["base"]["chair"]["chair_i"] is None
@@ -239,7 +264,11 @@ def test_undefined_numbers_are_dashes_and_null(evaluations, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "kind", "message"),
     [
-        ({"base": "nowhere"}, DataError, "nowhere: holds no finished evaluation. Correct the path"),
+        (
+            {"base": "nowhere"},
+            DataError,
+            "nowhere: is no folder, so no finished evaluation. Correct",
+        ),
         ({"suites": ["chiar"]}, ConfigError, "got chiar; wanted chair, pope-adversarial"),
     ],
 )
@@ -248,13 +277,67 @@ def test_mistakes_are_told_with_the_way_out(evaluations, tmp_path, changes, kind
         collect(recipe(evaluations, tmp_path, **changes))
 
 
-def test_an_unfinished_evaluation_says_what_to_run(evaluations, tmp_path):
-    (tmp_path / "half").mkdir()
-    with pytest.raises(DataError, match="Run `mmalign eval` for it first"):
-        collect(recipe(evaluations, tmp_path, base=tmp_path / "half"))
-    (tmp_path / "half" / "results.json").write_text("{")
-    with pytest.raises(DataError, match="is not valid JSON"):
-        collect(recipe(evaluations, tmp_path, base=tmp_path / "half"))
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (None, "holds no results.json, so no finished evaluation. Run its recipe again; it"),
+        ("{", "results.json: cannot be read (Expecting"),
+        ("[]", "results.json: is not what an evaluation writes. Write it anew with `mmalign eval"),
+        ('{"suites": [{}]}', "results.json: is not what an evaluation writes."),
+    ],
+)
+def test_an_evaluation_without_results_says_what_to_run(evaluations, tmp_path, written, message):
+    folder = tmp_path / "half"
+    folder.mkdir()
+    if written is not None:
+        (folder / "results.json").write_text(written)
+    with pytest.raises(DataError, match=re.escape(message)):
+        collect(recipe(evaluations, tmp_path, base=folder))
+
+
+def test_a_training_folder_without_metrics_is_told_before_anything_is_written(
+    evaluations, tmp_path
+):
+    runs = [{"name": "a", "eval": evaluations / "same", "train": evaluations / "base"}]
+    with pytest.raises(DataError, match=r"base: holds no metrics.jsonl.* or leave `train` out"):
+        build_report(recipe(evaluations, tmp_path / "out", runs=runs))
+    runs[0]["train"] = tmp_path
+    (tmp_path / "metrics.jsonl").write_text('{"train/loss": 1.0}\n')
+    with pytest.raises(DataError, match=r"metrics.jsonl, line 1: is of no step; got fields train"):
+        build_report(recipe(evaluations, tmp_path / "out", runs=runs))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_benchmark_without_tests_is_shown_and_said_to_be_left_out(evaluations, tmp_path, caplog):
+    report = collect(with_benchmark(evaluations, tmp_path, "amber"))
+    assert "amber-adversarial is left out: only pope and chair are compared" in caplog.text
+    page = write(report).read_text()
+    assert "AMBER adversarial: 120 items" in page
+    assert "AMBER" not in section(page, "Differences from base")
+
+
+def with_benchmark(evaluations: Path, tmp_path: Path, name: str) -> ReportRecipe:
+    """The evaluations, their questions asked by a benchmark of another name."""
+    for run in ("base", "good"):
+        shutil.copytree(evaluations / run, tmp_path / run)
+        text = (tmp_path / run / "results.json").read_text()
+        (tmp_path / run / "results.json").write_text(text.replace("pope", name))
+        items = tmp_path / run / "items"
+        (items / "pope-adversarial.jsonl").rename(items / f"{name}-adversarial.jsonl")
+    runs = [{"name": "good", "eval": tmp_path / "good"}]
+    return recipe(evaluations, tmp_path / "out", base=tmp_path / "base", runs=runs)
+
+
+def test_suites_that_are_not_asked_for_need_not_match(evaluations, tmp_path):
+    shutil.copytree(evaluations / "good", tmp_path / "good")
+    questions = tmp_path / "good/items/pope-adversarial.jsonl"
+    questions.write_text("".join(questions.read_text().splitlines(keepends=True)[1:]))
+    runs = [{"name": "good", "eval": tmp_path / "good"}]
+    differ = r"base and .*good, pope-adversarial: the runs asked different questions: 1 differ"
+    with pytest.raises(DataError, match=differ):
+        collect(recipe(evaluations, tmp_path, runs=runs))
+    report = collect(recipe(evaluations, tmp_path, runs=runs, suites=["chair"]))
+    assert len(report.findings["good"]) == 4
 
 
 def test_two_runs_of_one_name_are_refused(evaluations, tmp_path):

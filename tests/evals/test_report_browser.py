@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evals.report import ReportRecipe, build_report
+from evals.report import ReportRecipe, collect
+from evals.report_page import write
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -70,7 +71,7 @@ def page(evaluations, tmp_path_factory) -> Path:
     ]
     output = tmp_path_factory.mktemp("report")
     settings = {"output": output, "base": evaluations / "base", "runs": runs, "gallery": 4}
-    return build_report(ReportRecipe.model_validate(settings))
+    return write(collect(ReportRecipe.model_validate(settings)))
 
 
 @pytest.fixture(scope="module")

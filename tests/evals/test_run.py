@@ -313,7 +313,7 @@ def test_compare_refuses_different_questions(recipe):
 def test_compare_refuses_what_is_unfinished_or_unlike(recipe):
     a, b = two_runs(recipe)
     (b / "results.json").unlink()
-    with pytest.raises(DataError, match=r"b: is no finished run"):
+    with pytest.raises(DataError, match=r"b: holds no results.json, so no finished evaluation"):
         compare(a, b)
     chair = make_recipe(output="c", benchmarks=[recipe.benchmarks[1].model_dump()])
     pope = make_recipe(output="d", benchmarks=[recipe.benchmarks[0].model_dump()])

@@ -1,0 +1,97 @@
+"""The scenes of the report: the pictures whose answers changed most, better and worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from evals.report import Report, suite_title
+from mmalign.errors import MediaError
+from mmalign.report.page import Card, Kind, Marked, Page, thumbnail
+
+
+def add_scenes(page: Page, report: Report) -> None:
+    """Where answers changed most: half of the cards got better, half got worse."""
+    key = _suite(report)
+    half = report.recipe.gallery // 2
+    if key is None or half == 0:
+        return
+    evaluations = [e for e in report.evaluations if key in e.suites]
+    items = {e.name: e.items(key) for e in evaluations}
+    answered = ({id for id, row in rows.items() if row["answer"]} for rows in items.values())
+    shared = sorted(set.intersection(*answered))
+    before = items[report.base.name]
+    change = {
+        id: sum(_errors(rows[id]) for rows in items.values()) - len(items) * _errors(before[id])
+        for id in shared
+    }
+    fixed = sorted((id for id in shared if change[id] < 0), key=lambda id: (change[id], id))
+    broken = sorted((id for id in shared if change[id] > 0), key=lambda id: (-change[id], id))
+    if not fixed and not broken:
+        return
+    page.heading("Scenes")
+    page.paragraph(
+        f"{suite_title(report.suites[key])}: over all runs, {len(fixed):,} of {len(shared):,} "
+        f"answered items have fewer errors than under base, {len(broken):,} have more, and "
+        f"{len(shared) - len(fixed) - len(broken):,} as many. Below are the largest changes "
+        "each way, not a random sample; what is not in the picture, or is wrong, is highlighted."
+    )
+    root = Path(report.base.suites[key]["images"])
+    for verdict, ids in (("Fixed", fixed[:half]), ("Broken", broken[:half])):
+        if ids:
+            page.gallery([_card(verdict, id, items, root) for id in ids])
+
+
+def _suite(report: Report) -> str | None:
+    """The first caption suite that base and a run share, else the first suite they share."""
+    shared = [
+        key
+        for key in report.suites
+        if key in report.base.suites and any(key in run.suites for run in report.runs)
+    ]
+    captions = [key for key in shared if report.suites[key]["benchmark"] == "chair"]
+    return next(iter(captions or shared), None)
+
+
+def _card(verdict: str, id: str, items: Mapping[str, dict[str, Any]], root: Path) -> Card:
+    from mmalign.media import open_image
+    from mmalign.records import Media
+
+    first = next(iter(items.values()))[id]
+    texts: list[tuple[str, str | Marked]] = []
+    if "label" in first:
+        texts.append(("question", f"{first['prompt']} (right answer: {first['label']})"))
+    for name, rows in items.items():
+        row = rows[id]
+        if "hallucinated" in row:
+            absent = ", ".join(sorted(set(row["hallucinated"]))) or "nothing"
+            listed = (f"\nNot in the picture: {absent}.", "quiet")
+            texts.append((name, Marked((*_caption(row), listed))))
+        else:
+            wrong = Marked(((row["answer"], "bad" if _errors(row) else None),))
+            texts.append((f"{name} · {'wrong' if _errors(row) else 'right'}", wrong))
+    note = f"In the picture: {', '.join(first['truth'])}." if first.get("truth") else ""
+    try:
+        pictures = [thumbnail(open_image(Media(path=first["image"]), root), max_side=320)]
+    except MediaError as error:
+        # The scene is still worth reading without its picture, and the card says what is missing.
+        pictures, note = [], f"{note} The picture is not shown: {error}".strip()
+    return Card(f"{verdict}: {id}", pictures, texts, note)
+
+
+def _caption(row: Mapping[str, Any]) -> list[tuple[str, Kind | None]]:
+    """The answer, the words for what is not in the picture highlighted."""
+    parts: list[tuple[str, Kind | None]] = []
+    position = 0
+    for category, (start, end) in zip(row["mentioned"], row["spans"], strict=True):
+        if category in row["hallucinated"]:
+            parts += [(row["answer"][position:start], None), (row["answer"][start:end], "bad")]
+            position = end
+    return [*parts, (row["answer"][position:], None)]
+
+
+def _errors(row: Mapping[str, Any]) -> int:
+    if "hallucinated" in row:
+        return len(set(row["hallucinated"]))
+    return 0 if row["correct_official"] else 1
