@@ -114,10 +114,18 @@ def _save_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, fold
     if not accelerator.is_main_process:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(_random_state(), folder / "random.pt")
+    _torch_save(_random_state(), folder / "random.pt")
     if weights:
         save_file(weights, folder / "weights.safetensors")
-        torch.save(moments, folder / "optimizer.pt")
+        _torch_save(moments, folder / "optimizer.pt")
+
+
+def _torch_save(values: Any, path: Path) -> None:
+    try:
+        torch.save(values, path)
+    except RuntimeError as error:
+        # What torch makes of a full disk, in several wordings.
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def _moving(model: nn.Module) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 
 from mmalign.config import read_yaml
 from mmalign.errors import TrainingError
@@ -132,9 +133,10 @@ def whole_folder(accelerator: Accelerator, final: Path) -> Iterator[Path]:
     accelerator.wait_for_everyone()
     try:
         yield partial
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(
-            f"cannot be written ({error.strerror})",
+            f"cannot be written ({error})",
             where=str(final),
             fix="free some space and start again: the run continues from its last checkpoint",
         ) from error

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
 
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger
@@ -123,6 +124,8 @@ def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator
         if not (math.isfinite(sums["loss"]) and math.isfinite(grad_norm)):
             found = f"loss {sums['loss']}, gradient norm {grad_norm}"
             raise _not_finite(step + 1, found, scored, parts.survey.ids, places)
+        if step == position.step:
+            _tell_idle(scorer)
         optimizer.step()
         optimizer.zero_grad()
 
@@ -154,6 +157,15 @@ def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator
         run.write("run.json", parts.summary)
     accelerator.wait_for_everyone()
     yield Finished(path=run.model)
+
+
+def _tell_idle(scorer: nn.Module) -> None:
+    """Say which weights were meant to train and got no gradient, at the first step."""
+    trained = {name: p for name, p in scorer.named_parameters() if p.requires_grad}
+    idle = [name for name, parameter in trained.items() if parameter.grad is None]
+    if 0 < len(idle) < len(trained):  # DeepSpeed keeps all gradients to itself.
+        share = f"{len(idle)} of {len(trained)}"
+        logger.warning("%s trainable tensors got no gradient, such as %s", share, idle[0])
 
 
 def _summed(accelerator: Accelerator, outputs: Sequence[LossOutput]) -> dict[str, float]:

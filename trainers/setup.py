@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from torch import nn
 
@@ -170,6 +171,8 @@ def switch_off_dropout(model: nn.Module) -> None:
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
+    # accelerate keeps its settings for the life of the process; an earlier run's may be others.
+    AcceleratorState._reset_state()
     # Only the language model takes part in every batch: a row may have no picture, and a tower's
     # last layer may go unread.
     idle = recipe.model.train.vision or recipe.model.train.projector

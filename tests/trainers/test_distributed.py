@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from mmalign.config import dump_yaml
 from trainers.loop import train
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "trainers"]
+# `accelerate launch` starts several CPU processes only through MPI; this is what it runs for GPUs.
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainers"]
 
 
 def test_two_processes_equal_one(recipe, tmp_path: Path):

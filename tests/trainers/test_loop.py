@@ -115,6 +115,38 @@ def test_adapter_off_is_refused_where_something_outside_the_adapter_trains(
         list(train(recipe(reference="adapter_off")))
 
 
+def test_weights_without_a_gradient_are_named(recipe, caplog):
+    caplog.set_level("INFO", logger="mmalign")
+    train_all = {"vision": True, "projector": True, "language_model": True}
+    made = recipe(model={"lora": None, "train": train_all}, optim={"steps": 1})
+    list(train(made))
+    told = [r.getMessage() for r in caplog.records if "no gradient" in r.getMessage()]
+    # CLIP's last layer goes unread: LLaVA takes the features before it.
+    assert len(told) == 1
+    assert "vision_tower" in told[0]
+
+
+def test_bfloat16_computes_and_float32_trains(recipe, tmp_path):
+    exact, _ = run(recipe(run=moved(tmp_path, "exact")))
+    narrow, weights = run(recipe(run={**moved(tmp_path, "narrow"), "precision": "bf16"}))
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert narrow[-1]["train/loss"] != exact[-1]["train/loss"]
+    assert narrow[-1]["train/loss"] == pytest.approx(exact[-1]["train/loss"], abs=0.05)
+
+
+def test_gradient_checkpointing_changes_no_bit(recipe, tmp_path):
+    found = [
+        run(
+            recipe(
+                model={"lora": {"rank": 4, "alpha": 8}, "gradient_checkpointing": on},
+                run=moved(tmp_path, str(on)),
+            )
+        )[1]
+        for on in (False, True)
+    ]
+    assert largest_difference(*found) == 0
+
+
 def test_dropout_is_off_in_training(recipe):
     made = recipe(model={"lora": {"rank": 4, "alpha": 8, "dropout": 0.9}})
     parts = set_up(made, open_dataset(made.data.path), RunDirectory(made))
@@ -219,7 +251,7 @@ def test_a_saved_model_loads_as_what_was_trained(recipe, tmp_path, lora):
     made = recipe(model={"lora": lora}, loss={"name": "sft"}, optim={"lr": 1e-2})
     parts = set_up(made, open_dataset(made.data.path), RunDirectory(made))
     batch = next(parts.batches(first_step=0))
-    initial = parts.scorer(batch.plan).logps
+    initial = parts.scorer(batch.plan).logps.detach()
     for _ in range(2):
         parts.scorer(batch.plan).logps.sum().backward()
         parts.optimizer.step()

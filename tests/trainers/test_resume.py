@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -152,6 +153,24 @@ def test_a_half_written_checkpoint_is_skipped_and_said(recipe, tmp_path: Path, c
     told = [record.getMessage() for record in caplog.records]
     assert sum("incomplete" in line for line in told) == 2
     assert f"continuing from {saved}" in told
+
+
+@pytest.mark.parametrize(
+    "file", ["model/config.json", "model/model.safetensors", "state/optimizer.pt"]
+)
+def test_a_full_disk_is_said_and_what_was_saved_is_kept(recipe, tmp_path: Path, file: str):
+    made = recipe(**(sections(tmp_path / "run") | {"model": {"lora": None}}))
+    saved = stop_after_first_checkpoint(made)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No file may grow to this one's size, which is how a full disk looks to its writer.
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((saved / file).stat().st_size - 1, before[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"step-000004: cannot be written .*Free some"):
+            exhaust(made)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [folder.name for folder in saved.parent.iterdir()] == [saved.name]
+    exhaust(made)
 
 
 def test_a_finished_run_says_so_and_does_nothing(recipe, tmp_path: Path, caplog):
