@@ -71,7 +71,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read ({error})", where=str(path)) from None
+        fix = "check that it is there, and is UTF-8 text"
+        raise DataError(f"cannot be read ({error})", where=str(path), fix=fix) from None
     # Not splitlines: a JSON string may hold U+2028, which that takes for the end of a line.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,9 +42,13 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class _Rules:
-    """How one benchmark is compared: metrics from rows, the fields that must agree, the tests."""
+    """How one benchmark is compared: metrics from rows, the fields of a row, the tests.
+
+    read: fields that a row must hold. same: those that must agree between the runs as well.
+    """
 
     metrics: Callable[[Sequence[Row]], dict[str, Ratio]]
+    read: tuple[str, ...]
     same: tuple[str, ...]
     compared: dict[str, Test]
 
@@ -52,6 +56,7 @@ class _Rules:
 _RULES = {
     "pope": _Rules(
         metrics=pope.metrics,
+        read=("answer", "official", "strict", "correct_official"),
         same=("image", "label"),
         compared={
             "official/accuracy": "mcnemar",
@@ -61,6 +66,7 @@ _RULES = {
     ),
     "chair": _Rules(
         metrics=chair.metrics,
+        read=("answer", "mentioned", "spans", "hallucinated", "recalled", "num_words"),
         same=("image", "truth"),
         compared={
             "chair_i": "bootstrap",
@@ -110,8 +116,8 @@ def compare(
                 *(key, " and ".join(_RULES), a_suites[key]["benchmark"]),
             )
             continue
-        a_rows = _rows(a_dir / a_suites[key]["items"])
-        b_rows = _rows(b_dir / b_suites[key]["items"])
+        a_rows = read_items(a_dir, a_suites[key])
+        b_rows = read_items(b_dir, b_suites[key])
         _check_same(f"{a_dir} and {b_dir}, {key}", a_rows, b_rows, rules.same)
         a_items, b_items = list(a_rows.values()), [b_rows[name] for name in a_rows]
         a_metrics, b_metrics = rules.metrics(a_items), rules.metrics(b_items)
@@ -164,8 +170,20 @@ def read_results(folder: Path) -> dict[str, Any]:
     return results
 
 
-def _rows(path: Path) -> dict[str, Row]:
-    return {row["id"]: row for _, row in read_jsonl(path)}
+def read_items(folder: Path, suite: Mapping[str, Any]) -> dict[str, Row]:
+    """The scored items of one suite, by id. Raises DataError when they, or fields, are missing."""
+    path = folder / suite["items"]
+    if not path.exists():
+        raise DataError("is missing", where=str(path), fix=_ANEW)
+    rules = _RULES.get(suite["benchmark"])
+    fields = ("id", *rules.same, *rules.read) if rules else ("id",)
+    items: dict[str, Row] = {}
+    for where, row in read_jsonl(path):
+        missing = [field for field in fields if field not in row]
+        if missing:
+            raise DataError(f"field {missing[0]} is missing", where=where, fix=_ANEW)
+        items[row["id"]] = row
+    return items
 
 
 def _check_same(

@@ -18,11 +18,13 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from evals.base import read_jsonl
-from evals.compare import Comparison, compare, read_results
+from evals.compare import Comparison, compare, read_items, read_results
 from mmalign.config import Strict
 from mmalign.errors import ConfigError, DataError
 
 ALPHA = 0.05
+# Enough for a p-value to stay small after Holm's correction multiplies it.
+_SAMPLES = 10_000
 
 
 class ReportRun(Strict):
@@ -109,9 +111,8 @@ class Evaluation:
         return None if low is None or high is None else (low, high)
 
     def items(self, suite: str) -> dict[str, dict[str, Any]]:
-        """The answered items of one suite, by id."""
-        path = self.folder / self.suites[suite]["items"]
-        return {str(row["id"]): row for _, row in read_jsonl(path)}
+        """The scored items of one suite, by id."""
+        return read_items(self.folder, self.suites[suite])
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,10 @@ def collect(recipe: ReportRecipe) -> Report:
     runs = [Evaluation(run.name, run.eval, read_results(run.eval)) for run in recipe.runs]
     suites = _suites([base, *runs], recipe.suites)
     findings = {
-        run.name: _findings(suites, compare(base.folder, run.folder, suites=suites)) for run in runs
+        run.name: _findings(
+            suites, compare(base.folder, run.folder, suites=suites, samples=_SAMPLES)
+        )
+        for run in runs
     }
     histories = {run.name: _history(run.train) for run in recipe.runs if run.train}
     return Report(recipe, base, runs, suites, findings, histories)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,27 @@ from mmalign.store import write_atomically
 _TESTS = {"mcnemar": "McNemar's exact test", "bootstrap": "the paired bootstrap"}
 _CURVE_POINTS = 100
 _CURVES = {
-    "train/loss": "Loss",
-    "train/margin": "Reward margin, chosen over rejected",
-    "train/chosen_logp_change": "Chosen log-probability, change from reference (nats)",
-    "train/rejected_logp_change": "Rejected log-probability, change from reference (nats)",
+    "train/loss": ("Loss", "Each run's own loss: heights of different losses do not compare."),
+    "train/margin": (
+        "Reward margin",
+        "By how much more the chosen response gained on the reference than the rejected one.",
+    ),
+    "train/chosen_logp_change": (
+        "Chosen log-probability, change from reference (nats)",
+        "Below zero, training has made the chosen response less likely.",
+    ),
+    "train/rejected_logp_change": (
+        "Rejected log-probability, change from reference (nats)",
+        "Below zero, training has made the rejected response less likely.",
+    ),
+}
+_ITEMS = {"pope": "questions", "chair": "pictures"}
+_MEANINGS = {
+    "pope": "POPE asks whether an object is in the picture. Accuracy and F1 are of the answers, "
+    "yes being positive; yes ratio is the share of answers that are yes.",
+    "chair": "CHAIR looks for objects in captions. CHAIR_i is the share of mentioned objects that "
+    "are not in the picture, CHAIR_s the share of captions that mention such an object, recall "
+    "the share of the picture's objects that are mentioned, words the mean length of a caption.",
 }
 
 
@@ -71,7 +88,7 @@ def value_tables(report: Report) -> list[Grid]:
     """The before/after tables: one per suite, a row per model, value ± half its interval."""
     return [
         Grid(
-            caption=f"{suite_title(suite)}: {suite['num_items']:,} items",
+            caption=f"{suite_title(suite)}: {_size(suite)}",
             columns=["model", *(_column(metric) for metric in measures(suite))],
             rows=[
                 [e.name, *(_value_cell(e, key, metric) for metric in measures(suite))]
@@ -143,10 +160,15 @@ def _page(report: Report) -> Page:
     if recipe.note:
         page.paragraph(recipe.note)
     page.heading("Before and after")
+    benchmarks = {suite["benchmark"] for suite in report.suites.values()}
+    for benchmark in [name for name in _MEANINGS if name in benchmarks]:
+        page.paragraph(_MEANINGS[benchmark])
     page.paragraph(
-        "Numbers are percentages, except words, the mean length of a caption; ± is half the "
-        "width of the 95% bootstrap interval. An arrow says which way is better."
+        "Numbers are percentages, except words; ± is half the width of the 95% bootstrap "
+        "interval. An arrow says which way is better."
     )
+    if unanswered := _unanswered(report):
+        page.paragraph(unanswered)
     for grid in value_tables(report):
         page.table(grid.columns, grid.rows, grid.caption)
     _add_bars(page, report)
@@ -182,6 +204,22 @@ def _explanation(report: Report) -> str:
     )
 
 
+def _unanswered(report: Report) -> str:
+    """How many pictures no answer could be had for, by suite and model; empty if there are none."""
+    counts = [
+        f"{e.suites[key]['num_missing']:,} of {suite_title(suite)} by {e.name}"
+        for key, suite in report.suites.items()
+        for e in report.evaluations
+        if e.suites.get(key, {}).get("num_missing")
+    ]
+    if not counts:
+        return ""
+    return (
+        f"Unanswered, for the picture could not be read: {_listed(counts)}. POPE counts these "
+        "as wrong, CHAIR leaves them out."
+    )
+
+
 def _add_bars(page: Page, report: Report) -> None:
     from mmalign.report.figures import bars_with_intervals
 
@@ -204,22 +242,21 @@ def _add_bars(page: Page, report: Report) -> None:
 def _add_curves(page: Page, report: Report) -> None:
     from mmalign.report.figures import curves
 
-    drawn = []
-    for key, title in _CURVES.items():
+    drawn: list[tuple[str, str]] = []
+    for key, (title, caption) in _CURVES.items():
         series = {
             name: _binned([(step, row[key]) for step, row in history.items() if key in row])
             for name, history in report.histories.items()
         }
-        series = {name: points for name, points in series.items() if points}
-        if series:
-            drawn.append(curves(series, "step", title))
+        if any(series.values()):
+            drawn.append((curves(series, "step", title), caption))
     if drawn:
         page.heading("Training")
         most = max(len(history) for history in report.histories.values())
         if most > _CURVE_POINTS:
             page.paragraph(f"A run's steps are averaged into {_CURVE_POINTS} points at most.")
-        for svg in drawn:
-            page.figure(svg)
+        for svg, caption in drawn:
+            page.figure(svg, caption)
 
 
 def _results(report: Report) -> dict[str, Any]:
@@ -288,9 +325,14 @@ def _difference_cell(finding: Finding | None) -> Marked | None:
     return Marked((number, ("\n", None), (f"[{low}, {high}] {p}", "quiet")))
 
 
+def _size(suite: Mapping[str, Any]) -> str:
+    return f"{suite['num_items']:,} {_ITEMS.get(suite['benchmark'], 'items')}"
+
+
 def _of(report: Report) -> str:
-    model = report.base.results.get("model")
-    return f"{report.base.name} ({model})" if isinstance(model, str) else report.base.name
+    """Base and its model; the model's revision or hash stands under "How it was run"."""
+    model = str(report.base.results.get("model", "")).partition("@")[0]
+    return f"{report.base.name} ({model})" if model else report.base.name
 
 
 def _one_line(cell: str | Marked | None) -> str:

@@ -44,14 +44,17 @@ def add_scenes(page: Page, report: Report) -> None:
 
 
 def _suite(report: Report) -> str | None:
-    """The first caption suite that base and a run share, else the first suite they share."""
+    """The first suite of captions that base and a run share, else the first of questions."""
     shared = [
         key
         for key in report.suites
         if key in report.base.suites and any(key in run.suites for run in report.runs)
     ]
-    captions = [key for key in shared if report.suites[key]["benchmark"] == "chair"]
-    return next(iter(captions or shared), None)
+    for benchmark in ("chair", "pope"):
+        for key in shared:
+            if report.suites[key]["benchmark"] == benchmark:
+                return key
+    return None
 
 
 def _card(verdict: str, id: str, items: Mapping[str, dict[str, Any]], root: Path) -> Card:
@@ -60,6 +63,8 @@ def _card(verdict: str, id: str, items: Mapping[str, dict[str, Any]], root: Path
 
     first = next(iter(items.values()))[id]
     texts: list[tuple[str, str | Marked]] = []
+    if "truth" in first:
+        texts.append(("in the picture", ", ".join(first["truth"]) or "none of the known objects"))
     if "label" in first:
         texts.append(("question", f"{first['prompt']} (right answer: {first['label']})"))
     for name, rows in items.items():
@@ -71,13 +76,12 @@ def _card(verdict: str, id: str, items: Mapping[str, dict[str, Any]], root: Path
         else:
             wrong = Marked(((row["answer"], "bad" if _errors(row) else None),))
             texts.append((f"{name} · {'wrong' if _errors(row) else 'right'}", wrong))
-    note = f"In the picture: {', '.join(first['truth'])}." if first.get("truth") else ""
     try:
         pictures = [thumbnail(open_image(Media(path=first["image"]), root), max_side=320)]
     except MediaError as error:
         # The scene is still worth reading without its picture, and the card says what is missing.
-        pictures, note = [], f"{note} The picture is not shown: {error}".strip()
-    return Card(f"{verdict}: {id}", pictures, texts, note)
+        return Card(f"{verdict}: {id}", [], texts, f"The picture is not shown: {error}")
+    return Card(f"{verdict}: {id}", pictures, texts)
 
 
 def _caption(row: Mapping[str, Any]) -> list[tuple[str, Kind | None]]:

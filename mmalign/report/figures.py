@@ -55,9 +55,16 @@ def curves(
     ylabel: str,
     title: str = "",
 ) -> str:
-    """One line per named series of (x, y) points; points that are not finite leave a gap."""
-    with _axes(5.4, 3.3 + 0.2 * _legend_rows(series), title or ylabel) as (figure, axes):
+    """One line per named series of (x, y) points; points that are not finite leave a gap.
+
+    A series without points is not drawn, and its colour stays free: figures that name the same
+    series in the same order draw each in one colour.
+    """
+    drawn = {name: points for name, points in series.items() if points}
+    with _axes(5.4, 3.3 + 0.2 * _legend_rows(drawn), title or ylabel) as (figure, axes):
         for index, (name, points) in enumerate(series.items()):
+            if not points:
+                continue
             axes.plot(
                 [x for x, _ in points],
                 [y if math.isfinite(y) else math.nan for _, y in points],
@@ -72,7 +79,7 @@ def curves(
         axes.set_ylabel(ylabel if title else "")
         axes.locator_params(axis="x", nbins=6, integer=_whole(series))
         axes.grid(axis="y")
-        if len(series) > 1:
+        if len(drawn) > 1:
             figure.legend(loc="outside lower left", ncols=_LEGEND_COLUMNS, handlelength=2.2)
         return _svg(figure, f"{title or ylabel} over {xlabel}")
 

@@ -181,6 +181,7 @@ def _suite(
         "split": split,
         "num_items": len(rows),
         "num_unparsed": 0,
+        "num_missing": 0,
         "images": str(root / "images"),
         "metrics": metrics,
         "intervals": {name: [0.9 * value, 1.1 * value] for name, value in metrics.items()},

@@ -73,8 +73,8 @@ def test_tables_hold_the_numbers_of_the_evaluations(evaluations, html, numbers):
         assert numbers["runs"][name]["chair"] == expected
     accuracy = 100 * metrics(evaluations, "good", "pope-adversarial")["official/accuracy"]
     assert f"good {accuracy:.1f} ± {accuracy / 10:.1f}" in table
-    assert "CHAIR: 60 items" in table
-    assert "POPE adversarial: 120 items" in table
+    assert "CHAIR: 60 pictures" in table
+    assert "POPE adversarial: 120 questions" in table
 
 
 def test_summary_says_what_is_better_and_what_is_not_significant(built, html, numbers):
@@ -152,7 +152,7 @@ def test_gallery_marks_what_is_made_up_in_the_words_of_the_answer(evaluations, h
             absent = ", ".join(row["hallucinated"]) or "nothing"
             assert f"Not in the picture: {absent}." in answer
             seen.update(marked)
-        assert f"In the picture: {', '.join(row['truth'])}." in card
+        assert f"<dt>in the picture</dt><dd>{', '.join(row['truth'])}</dd>" in card
     assert seen >= set(written.values())
 
 
@@ -177,6 +177,31 @@ def test_a_report_on_questions_alone_shows_right_and_wrong_answers(evaluations, 
     assert "base · wrong" in fixed
     assert "base · right" in broken
     assert re.search(r"Is there a \w+ in the image\? \(right answer: (yes|no)\)", fixed)
+
+
+def test_a_run_keeps_its_colour_in_figures_that_not_all_runs_are_in(evaluations, tmp_path):
+    names = ("sft", "dpo")
+    for name in names:
+        (tmp_path / name).mkdir()
+        row = {"step": 1, "train/loss": 1.0} | ({"train/margin": 0.5} if name == "dpo" else {})
+        lines = [json.dumps(row | {"step": step}) + "\n" for step in (1, 2)]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(lines))
+    runs = [{"name": n, "eval": evaluations / "same", "train": tmp_path / n} for n in names]
+    page = build_report(recipe(evaluations, tmp_path / "out", runs=runs)).read_text()
+    loss, margin = section(page, "Training").split("<svg")[1:]
+    assert "var(--series-1" in loss
+    assert "var(--series-2" in loss
+    assert "var(--series-1" not in margin
+    assert "var(--series-2" in margin
+
+
+def test_unanswered_pictures_are_counted_by_suite_and_model(evaluations, tmp_path, html):
+    assert "Unanswered" not in html
+    report = collect(recipe(evaluations, tmp_path))
+    results = json.loads(json.dumps(report.base.results))
+    results["suites"][0]["num_missing"] = 3
+    page = write(replace(report, base=replace(report.base, results=results))).read_text()
+    assert "could not be read: 3 of CHAIR by base. POPE counts" in section(page, "Before and after")
 
 
 def test_curves_cover_every_run(html):
@@ -314,6 +339,10 @@ def test_a_benchmark_without_tests_is_shown_and_said_to_be_left_out(evaluations,
     page = write(report).read_text()
     assert "AMBER adversarial: 120 items" in page
     assert "AMBER" not in section(page, "Differences from base")
+    alone = report.recipe.model_copy(update={"suites": ["amber-adversarial"]})
+    page = build_report(alone).read_text()
+    assert "good</strong>: no measure could be tested against base." in page
+    assert "Scenes</h2>" not in page
 
 
 def with_benchmark(evaluations: Path, tmp_path: Path, name: str) -> ReportRecipe:
@@ -326,6 +355,23 @@ def with_benchmark(evaluations: Path, tmp_path: Path, name: str) -> ReportRecipe
         (items / "pope-adversarial.jsonl").rename(items / f"{name}-adversarial.jsonl")
     runs = [{"name": "good", "eval": tmp_path / "good"}]
     return recipe(evaluations, tmp_path / "out", base=tmp_path / "base", runs=runs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (None, "items/chair.jsonl: is missing. Write it anew with `mmalign eval rescore`"),
+        ("{}", "items/chair.jsonl, line 1: field id is missing. Write it anew"),
+        ('{"id": "a", "image": "a"}', "items/chair.jsonl, line 1: field truth is missing. Write"),
+    ],
+)
+def test_damaged_items_say_how_to_mend_them(evaluations, tmp_path, rows, message):
+    shutil.copytree(evaluations / "good", tmp_path / "good")
+    (tmp_path / "good/items/chair.jsonl").unlink()
+    if rows is not None:
+        (tmp_path / "good/items/chair.jsonl").write_text(rows + "\n")
+    with pytest.raises(DataError, match=re.escape(message)):
+        collect(recipe(evaluations, tmp_path, runs=[{"name": "a", "eval": tmp_path / "good"}]))
 
 
 def test_suites_that_are_not_asked_for_need_not_match(evaluations, tmp_path):

@@ -132,7 +132,7 @@ def test_tables_show_the_numbers(measured, evaluations):
 def test_it_is_painted(page, tmp_path, width, scheme, paper):
     shot = tmp_path / "shot.png"
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-    size = f"--window-size={width},3600"
+    size = f"--window-size={width},5200"
     chromium(tmp_path / "profile", page, size, f"--screenshot={shot}", *dark)
     with Image.open(shot) as image:
         assert image.width == width
