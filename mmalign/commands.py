@@ -1,4 +1,4 @@
-"""The core's own verbs: init-model, doctor, quickstart. Nothing here imports torch."""
+"""The core's own verbs: init-model, merge, doctor, quickstart. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Annotated
 
 import typer
 
+from mmalign.errors import ModelError
+
 init_model = typer.Typer(rich_markup_mode=None, add_completion=False)
+merge = typer.Typer(rich_markup_mode=None, add_completion=False)
 doctor = typer.Typer(rich_markup_mode=None, add_completion=False)
 quickstart = typer.Typer(rich_markup_mode=None, add_completion=False)
 
@@ -24,6 +27,20 @@ def _init_model(
     from mmalign.models.tiny import TinyModel
 
     typer.echo(load_config(config, TinyModel, overrides or ()).build())
+
+
+@merge.command()
+def _merge(
+    adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter.")],
+    output: Annotated[Path, typer.Argument(help="New folder for the whole model.")],
+) -> None:
+    """Merge a LoRA adapter into its base: an ordinary checkpoint, to train on or to publish."""
+    from mmalign.models.load import ModelConfig, load_policy
+
+    if output.exists() and any(output.iterdir()):
+        raise ModelError("is not empty", where=str(output), fix="choose a new folder")
+    load_policy(ModelConfig(path=str(adapter), dtype="auto")).save(output)
+    typer.echo(output)
 
 
 @doctor.command()

@@ -70,9 +70,11 @@ def apply_overrides(
         for parent in parents:
             node = _descend(node, parent, text, where)
         try:
-            node[int(leaf) if isinstance(node, list) else leaf] = yaml.safe_load(value)
+            parsed = yaml.safe_load(value)
         except yaml.YAMLError:
-            node[leaf] = value
+            parsed = value
+        try:
+            node[int(leaf) if isinstance(node, list) else leaf] = parsed
         except (ValueError, IndexError):
             raise _no_such_item(leaf, node, text, where) from None
     return result

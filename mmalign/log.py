@@ -54,7 +54,7 @@ def progress(items: Iterable[T], *, label: str, total: int | None = None) -> Ite
         yield from track(items, description=label, total=total, console=Console(stderr=True))
         return
     logger = get_logger("progress")
-    every = max(1, (total or 0) // 10)
+    every = max(1, -(-(total or 0) // 10))
     for count, item in enumerate(items, start=1):
         yield item
         if total and total >= 10 and count % every == 0:

@@ -36,7 +36,11 @@ METHODS = {
     "on-policy dpo": ("dpo", ("loss.sft_weight=0",), "on_policy"),
     "on-policy dpo+sft": ("dpo", (), "on_policy"),
 }
-TESTS = {"test": ("balanced", 500, 2), "validation": ("balanced", 300, 3), "home": ("biased", 300, 4)}
+TESTS = {
+    "test": ("balanced", 500, 2),
+    "validation": ("balanced", 300, 3),
+    "home": ("biased", 300, 4),
+}
 
 
 def build(config, overrides):
@@ -81,7 +85,12 @@ def make_scenes(root: Path) -> None:
     for name, (world, count, seed) in TESTS.items():
         build(
             "scenes_eval.yaml",
-            [f"output={root}/scenes/{name}", f"world={world}", f"num_scenes={count}", f"seed={seed}"],
+            [
+                f"output={root}/scenes/{name}",
+                f"world={world}",
+                f"num_scenes={count}",
+                f"seed={seed}",
+            ],
         )
 
 
@@ -106,9 +115,11 @@ def make_pool(root: Path, seed: int, pool: str) -> None:
     folder = root / f"seed{seed}"
     base, data = folder / "base" / "model", folder / pool
     share = POOLS[pool]
-    world = ["world=balanced", "counterfactual_share=0"] if share == 1 else [
-        f"counterfactual_share={share}"
-    ]
+    world = (
+        ["world=balanced", "counterfactual_share=0"]
+        if share == 1
+        else [f"counterfactual_share={share}"]
+    )
     build("scenes_pairs.yaml", [f"output={data}/scenes", f"seed={200 + seed}", *world])
     common = [f"source={data}/scenes", f"seed={seed}", f"generator.model.path={base}"]
     build("pairs.yaml", [f"output={data}/realign", *common])
@@ -190,7 +201,9 @@ class Runs:
 
         chair, clusters = self.metrics(name, "test", "chair")
         base, _ = self.metrics("base", "test", "chair")
-        per_seed = " / ".join(f"{self.value(name, 'test', 'chair_i', seed=s):.1f}" for s in self.seeds)
+        per_seed = " / ".join(
+            f"{self.value(name, 'test', 'chair_i', seed=s):.1f}" for s in self.seeds
+        )
         cells = [label, f"{100 * chair['chair_i'].value:.1f} ({per_seed})"]
         if name == "base":
             cells += ["", ""]

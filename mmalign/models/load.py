@@ -197,6 +197,13 @@ def _with_lora(model: Any, family: Family, config: ModelConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
     assert config.lora is not None
+    if _resolve_adapter(config)[1] is not None:
+        # The new adapter's file would name the base without the old one, and lose it on loading.
+        raise ModelError(
+            "a new LoRA adapter on top of an unmerged one cannot be saved by itself",
+            where=config.path,
+            fix="merge first with `mmalign merge ADAPTER NEW_FOLDER` and train on NEW_FOLDER",
+        )
     if not config.train.language_model:
         raise ModelError(
             "LoRA adapts the language model, but model.train.language_model is false",

@@ -107,7 +107,7 @@ def _reset(model: Any) -> None:
     import torch
 
     for name, parameter in model.named_parameters():
-        if parameter.dim() >= 2 and "embed_tokens" not in name:
+        if parameter.dim() >= 2 and "embed" not in name:
             torch.nn.init.xavier_uniform_(parameter.data.view(parameter.shape[0], -1))
 
 

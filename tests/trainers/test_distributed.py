@@ -12,8 +12,11 @@ from safetensors.torch import load_file
 from mmalign.config import dump_yaml
 from trainers.loop import train
 
-# `accelerate launch` starts several CPU processes only through MPI; this is what it runs for GPUs.
-LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "trainers"]
+# With ACCELERATE_USE_CPU the launcher of many GPUs starts CPU processes, which speak gloo;
+# `accelerate launch --cpu` would start one, or several through MPI.
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+LAUNCH += ["--main_process_port", "0", "-m", "trainers"]
 
 
 def test_two_processes_equal_one(recipe, tmp_path: Path):

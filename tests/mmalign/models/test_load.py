@@ -81,6 +81,19 @@ def test_a_saved_adapter_loads_onto_its_base(path, tmp_path):
     assert not torch.allclose(merged, plain)
 
 
+def test_a_second_adapter_asks_for_a_merge_first(path, tmp_path):
+    from mmalign import cli
+
+    config = ModelConfig(path=str(path), lora=Lora(rank=4, alpha=8))
+    load_policy(config).save(tmp_path / "adapter")
+    again = config.model_copy(update={"path": str(tmp_path / "adapter")})
+    with pytest.raises(ModelError, match="mmalign merge"):
+        load_policy(again)
+    assert cli.run(["merge", str(tmp_path / "adapter"), str(tmp_path / "whole")]) == 0
+    load_policy(config.model_copy(update={"path": str(tmp_path / "whole")}))
+    assert cli.run(["merge", str(tmp_path / "adapter"), str(tmp_path / "whole")]) == 2
+
+
 def test_a_saved_policy_is_an_ordinary_checkpoint(path, tmp_path):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
