@@ -252,9 +252,9 @@ def _check_folder(path: str) -> None:
             else ("point to a folder with config.json and safetensors")
         )
         raise ModelError("is no complete checkpoint: it has no config.json", where=path, fix=fix)
-    looks_local = (
-        path.startswith((".", "/", "~")) or path.count("/") > 1 or path.startswith("runs/")
-    )
+    # A hub name has at most one slash; "folder/name" is one too, unless that folder is here.
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    looks_local = looks_local or ("/" in path and folder.parent.is_dir())
     if looks_local:
         raise ModelError("no such folder", where=path, fix="train it first, or correct the path")
 
