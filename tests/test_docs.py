@@ -1,0 +1,133 @@
+"""The documentation keeps up with the code: links, configs, commands, and the keys of a recipe."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer.main
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from mmalign.cli import verbs
+from mmalign.config import load_config
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+# What CONTRIBUTING.md shows how to make.
+INVENTED = {"configs/train/ipo_llava15_lora.yaml", "configs/build/borrowed.yaml"}
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(text: str) -> list[str]:
+    """Fenced blocks without a language: what a reader would type."""
+    return re.findall(r"^```\n(.*?)^```", text, re.M | re.S)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words after `mmalign` of every command line in a page's blocks."""
+    lines = "\n".join(blocks(page.read_text())).replace("\\\n", " ").splitlines()
+    return [split(line.partition("mmalign ")[2]) for line in lines if line.startswith("mmalign ")]
+
+
+def split(line: str) -> list[str]:
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError:  # Words beside a command may hold an apostrophe.
+        return line.split()
+
+
+@every_page
+def test_every_relative_link_resolves(page: Path):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    links = [link.split() for link in re.findall(r"\]\(([^)]+)\)", text)]
+    for link, *_ in links:
+        if re.match(r"[a-z]+:", link):
+            continue
+        name, _, anchor = link.partition("#")
+        target = page if not name else (page.parent / name)
+        assert target.exists(), f"{link} leads nowhere"
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", target.read_text(), re.M)
+            anchors = [re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles]
+            assert anchor in anchors, f"{link}: no such heading"
+
+
+@every_page
+def test_every_config_named_exists(page: Path):
+    named = set(re.findall(r"configs/[\w/.-]+\.ya?ml", page.read_text())) - INVENTED
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+@every_page
+def test_every_verb_named_exists(page: Path):
+    known = verbs()
+    spans = re.findall(r"`mmalign ([^`]+)`", page.read_text())
+    for verb, *rest in [*commands(page), *(split(span) for span in spans)]:
+        if verb.startswith("-"):
+            continue
+        assert verb in known, f"mmalign {verb}"
+        inner = getattr(typer.main.get_command(known[verb].load()), "commands", None)
+        if inner is not None and rest and not rest[0].startswith("-"):
+            assert rest[0] in inner, f"mmalign {verb} {rest[0]}"
+
+
+@every_page
+def test_every_config_command_reads(page: Path):
+    """Every command that takes a YAML, with its overrides, is one that would start."""
+    from data_builders.config import load_builder
+    from evals.config import EvalRecipe
+    from evals.report import ReportRecipe
+    from trainers.config import Recipe
+
+    kinds = {"train": Recipe, "estimate": Recipe, "eval": EvalRecipe, "report": ReportRecipe}
+    for verb, *rest in commands(page):
+        names = [word for word in rest if word.endswith(".yaml") and word not in INVENTED]
+        if verb in ("build", *kinds) and names:
+            overrides = [word for word in rest if "=" in word]
+            path = ROOT / names[0]
+            if verb == "build":
+                load_builder(path, overrides)
+            else:
+                load_config(path, kinds[verb], overrides)
+
+
+def test_the_recipe_is_documented_key_by_key_with_its_defaults():
+    from mmalign.losses import Loss
+    from trainers.config import Recipe
+
+    rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \|", (ROOT / "docs/train.md").read_text(), re.M)
+    told = {key: default for key, default in rows if key.partition(".")[0] in Recipe.model_fields}
+    found = keys(Recipe)
+    for loss in get_args(get_args(Loss)[0]):
+        found |= {f"loss.{name}": value for name, value in keys(loss).items()}
+    found["loss.name"] = "required"
+    assert sorted(told) == sorted(found)
+    for key, default in told.items():
+        shown = default if default == "required" else yaml.safe_load(default.strip("`"))
+        assert shown == found[key], key
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys with their defaults; a section has a key of its own where it may be null."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if name == "loss":
+            continue
+        inner = [
+            kind
+            for kind in (field.annotation, *get_args(field.annotation))
+            if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if inner:
+            found |= keys(inner[0], f"{prefix}{name}.")
+        if not inner or field.default is None:
+            value = field.default
+            value = list(value) if isinstance(value, tuple) else value
+            found[prefix + name] = "required" if value is PydanticUndefined else value
+    return found
