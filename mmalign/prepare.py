@@ -67,6 +67,7 @@ class Preparer:
         self._cached_images = cached_images
         # Rows repeat their prompts, and rendering and tokenising cost more than the small pictures.
         self._render = lru_cache(maxsize=1024)(self._render_once)
+        self._response = lru_cache(maxsize=1024)(self._response_once)
         self._tokenise = lru_cache(maxsize=1024)(self._tokenise_once)
         if self.tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no end-of-turn token", fix="set its eos_token")
@@ -98,6 +99,9 @@ class Preparer:
 
     def response(self, prompt: Sequence[Message], text: str) -> list[int]:
         """Token ids of a response as the template renders it, one end-of-turn token at its end."""
+        return list(self._response(tuple(prompt), text))
+
+    def _response_once(self, prompt: tuple[Message, ...], text: str) -> tuple[int, ...]:
         end = self.tokenizer.eos_token_id
         ids = self._tokenise(self._response_text(prompt, text), start=False)
         ids = ids[: ids.index(end)] if end in ids else ids
@@ -105,7 +109,7 @@ class Preparer:
             raise RowDropped("image_token_in_response", "the response holds an image placeholder")
         if not ids:
             raise RowDropped("empty_response", "the response has no tokens")
-        return [*ids, end]
+        return (*ids, end)
 
     def prefill(self, prompt: Sequence[Message], text: str) -> list[int]:
         """Token ids of the start of a response, to be continued: no end-of-turn token."""

@@ -24,7 +24,7 @@ from pathlib import Path
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "quickstart"
 POOLS = {"biased": 0.0, "mixed": 0.2, "balanced": 1.0}
-RATES = (5e-5, 1e-4, 2e-4)
+RATES = (5e-5, 2e-4)
 # method: recipe, overrides, source of pairs
 METHODS = {
     "sft": ("sft_chosen", (), "realign"),
