@@ -17,7 +17,7 @@ from mmalign.media import read_bytes
 from mmalign.models.load import ModelConfig
 from mmalign.records import Example, Media, Origin, user
 from mmalign.similarity import SentenceSimilarity, TextSimilarity, TokenOverlap, bundled_minilm
-from mmalign.store import open_dataset
+from mmalign.store import open_dataset, read_manifest
 
 if TYPE_CHECKING:
     from mmalign.generate.local import LocalGenerator
@@ -164,6 +164,13 @@ class Builder(Strict):
         """`shard` as numbers."""
         index, count = self.shard.split("/")
         return int(index), int(count)
+
+    def check_source(self) -> None:
+        """Raise DataError where the source is not there, before a model is loaded for it."""
+        if not isinstance(self.source, PictureFolder):
+            read_manifest(self.source)
+        elif not self.source.images.is_dir():
+            raise DataError("no such folder of pictures", where=str(self.source.images))
 
     def load_source(self) -> Source:
         """Read the examples. Raises DataError when there is no such dataset or folder."""

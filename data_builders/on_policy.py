@@ -36,6 +36,7 @@ class OnPolicy(Builder):
 
     def build(self) -> Path:
         """Load the models and build the dataset; returns its directory."""
+        self.check_source()
         return self.build_with(self.generator.load(), self.similarity.load())
 
     def build_with(self, generator: Generator, similarity: TextSimilarity) -> Path:

@@ -61,6 +61,7 @@ class ReAlign(Builder):
 
     def build(self) -> Path:
         """Load the models and build the dataset; returns its directory."""
+        self.check_source()
         generator = self.generator.load()
         return self.build_with(generator, self.encoder.load(generator), self.similarity.load())
 

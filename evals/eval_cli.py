@@ -14,6 +14,7 @@ app = typer.Typer(
     help="Score a checkpoint on hallucination benchmarks, with intervals and paired tests.",
     no_args_is_help=True,
     rich_markup_mode=None,
+    add_completion=False,
 )
 
 # Means of counts; every other metric is a fraction and is shown in percent.

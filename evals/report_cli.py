@@ -9,6 +9,7 @@ import typer
 app = typer.Typer(
     help="Compare evaluated models with their base: report.html, report.md, results.json.",
     rich_markup_mode=None,
+    add_completion=False,
 )
 
 

@@ -98,4 +98,4 @@ def _caption(row: Mapping[str, Any]) -> list[tuple[str, Kind | None]]:
 def _errors(row: Mapping[str, Any]) -> int:
     if "hallucinated" in row:
         return len(set(row["hallucinated"]))
-    return 0 if row["correct_official"] else 1
+    return 0 if row.get("correct_official", True) else 1

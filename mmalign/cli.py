@@ -18,7 +18,7 @@ from mmalign import __version__, log
 from mmalign.errors import MmalignError
 
 GROUP = "mmalign.commands"
-HELP = "Preference alignment for vision-language and diffusion models: build, train, evaluate."
+HELP = "Preference alignment for vision-language models: build, train, evaluate."
 
 
 def verbs() -> dict[str, EntryPoint]:

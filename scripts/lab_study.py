@@ -2,13 +2,13 @@
 
     python scripts/lab_study.py [--seeds 1 2 3] [--workers 2] [--output runs/lab]
 
-For every seed: a base model from scratch; pair pools from the world it was trained on (biased), from
-that world with one counterfactual scene in five (mixed), and from the test's (balanced); Re-Align
-pairs of each; SFT on the chosen, DPO, DPO + SFT, rDPO, rDPO + SFT, each at every learning rate of one
-grid, with equal pairs and steps; and, to look for reasons, DPO on pairs sampled from the policy.
-The learning rate of a method is chosen by CHAIR_i on validation scenes, then shown on test scenes.
-Every step is a public verb's recipe from configs/quickstart with overrides; what is complete is
-skipped, so the study can be stopped and started again.
+For every seed: a base model from scratch; pair pools from the world it was trained on (biased),
+from that world with one counterfactual scene in five (mixed), and from the test's (balanced);
+Re-Align pairs of each; SFT on the chosen, DPO, DPO + SFT, rDPO, rDPO + SFT, each at every learning
+rate of one grid, with equal pairs and steps; and, to look for reasons, the same on pairs sampled
+from the policy. The learning rate of a method is chosen by CHAIR_i on validation scenes, then shown
+on test scenes. Every step is a public verb's recipe from configs/quickstart with overrides; what is
+complete is skipped, so the study can be stopped and started again.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-train = typer.Typer(rich_markup_mode=None)
-estimate = typer.Typer(rich_markup_mode=None)
+train = typer.Typer(rich_markup_mode=None, add_completion=False)
+estimate = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 CONFIG = typer.Argument(..., metavar="RECIPE", help="A YAML file, such as configs/train/*.yaml.")
 OVERRIDES = typer.Argument(None, metavar="[key=value]...", help="Dotted overrides: loss.beta=0.2")

@@ -81,7 +81,7 @@ class RunConfig(Strict):
 
     output: Path
     seed: NonNegativeInt = 0
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["float32", "bf16"] = "float32"
     save_every_steps: PositiveInt | None = None
     keep_last: PositiveInt = 2
     log_every_steps: PositiveInt = 10

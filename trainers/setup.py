@@ -177,7 +177,7 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     # last layer may go unread.
     idle = recipe.model.train.vision or recipe.model.train.projector
     return Accelerator(
-        mixed_precision=recipe.run.precision,
+        mixed_precision="bf16" if recipe.run.precision == "bf16" else "no",
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle)],
     )
 

@@ -94,3 +94,11 @@ def test_a_folder_of_pictures_becomes_pairs_with_a_real_model(tmp_path: Path, ca
     assert run(["build", str(CONFIGS / "realign_photos.yaml"), *arguments, "shard=0/2"]) == 0
     again = open_dataset(tmp_path / "again", Preference)
     assert again.manifest == dataset.manifest
+
+
+def test_a_missing_source_is_told_before_a_model_is_loaded(tmp_path, capsys, repo_root):
+    from mmalign import cli
+
+    config = str(repo_root / "configs" / "build" / "realign_coco.yaml")
+    assert cli.run(["build", config, f"source={tmp_path / 'absent'}"]) == 2
+    assert "no such dataset" in capsys.readouterr().err

@@ -156,9 +156,7 @@ def test_quickstart_outside_the_repository_says_where_to_run_it(
     assert "run `mmalign quickstart` from its top folder" in capsys.readouterr().err
 
 
-def test_quickstart_lists_its_steps_and_runs_none(
-    core_verbs, capsys, monkeypatch, repo_root: Path
-):
+def test_quickstart_lists_its_steps_and_runs_none(core_verbs, capsys, monkeypatch, repo_root: Path):
     monkeypatch.chdir(repo_root)
     before = set(repo_root.glob("runs/*"))
     assert cli.run(["quickstart", "--list"]) == 0

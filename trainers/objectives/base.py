@@ -17,9 +17,12 @@ from mmalign.store import Dataset
 
 # The dataset columns that a loss can demand, and the builder that makes each.
 COLUMNS = {
-    Need.REJECTED: ("rejected", "any pair builder, such as `mmalign build realign`"),
-    Need.CONTRAST: ("contrast_images", "`mmalign build realign`"),
-    Need.SCORE_GAP: ("score_gap", "`mmalign build mmrlhf`"),
+    Need.REJECTED: (
+        "rejected",
+        "a pair builder, such as `mmalign build configs/build/realign_coco.yaml`",
+    ),
+    Need.CONTRAST: ("contrast_images", "`mmalign build configs/build/realign_coco.yaml`"),
+    Need.SCORE_GAP: ("score_gap", "an importer that keeps annotators' scores"),
 }
 
 
