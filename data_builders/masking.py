@@ -142,7 +142,10 @@ class ModelMasker(Strict):
         sampling: Sampling,
         media_root: Path,
     ) -> list[Masked | Refused]:
-        """Mask every example's answer; a reply that is not the answer with gaps is refused."""
+        """Mask every example's answer; a reply that is not the answer with gaps is refused.
+
+        So is one that the token limit cut: a mask at its end would align with the whole rest.
+        """
         requests = [
             Request(
                 id=f"{example.id}/mask",
@@ -160,6 +163,8 @@ class ModelMasker(Strict):
         replies = generator.generate(requests, sampling)
         return [
             read_masked(reply.text, example.answer or "")
+            if reply.finished
+            else Refused("cut_short", reply.text)
             for reply, example in zip(replies, examples, strict=True)
         ]
 

@@ -26,12 +26,15 @@ class Replies:
 
     name = "replies"
 
-    def __init__(self, text: str) -> None:
-        self.text, self.asked = text, list[Request]()
+    def __init__(self, text: str, *, finished: bool = True) -> None:
+        self.text, self.finished, self.asked = text, finished, list[Request]()
 
     def generate(self, requests, sampling: Sampling) -> list[Generation]:
         self.asked += requests
-        return [Generation(id=r.id, text=self.text, num_tokens=1, finished=True) for r in requests]
+        return [
+            Generation(id=r.id, text=self.text, num_tokens=1, finished=self.finished)
+            for r in requests
+        ]
 
 
 def example(answer: str) -> Example:
@@ -92,6 +95,13 @@ def test_neighbouring_masks_of_a_model_become_one() -> None:
 )
 def test_a_reply_that_is_not_the_answer_with_gaps_is_refused(reply: str, reason: str) -> None:
     assert model("a big red cup.", reply) == Refused(reason, reply)
+
+
+def test_a_reply_cut_by_the_token_limit_is_refused() -> None:
+    replies = Replies(f"a {MASK}", finished=False)
+    examples = [example("a red cup on a table in the room")]
+    masked = ModelMasker().mask(examples, replies, Sampling(), Path())
+    assert masked == [Refused("cut_short", f"a {MASK}")]
 
 
 def test_the_model_sees_the_question_the_answer_and_the_picture() -> None:
