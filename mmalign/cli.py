@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 import typer.core
@@ -38,9 +38,30 @@ class VerbGroup(typer.core.TyperGroup):
         point = verbs().get(cmd_name)
         if point is None:
             return None
-        command = typer.main.get_command(point.load())
+        try:
+            command = typer.main.get_command(point.load())
+        except Exception as error:
+            # A verb is another package's code: whatever stops it, the other verbs go on.
+            command = _unusable(cmd_name, error)
         command.name = cmd_name
         return command
+
+
+def _unusable(name: str, error: Exception) -> Any:
+    """A command in the place of a verb that does not load; calling it, however, says why."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    options = {"ignore_unknown_options": True, "help_option_names": []}
+
+    @app.command(short_help=f"cannot be loaded: {reason}", context_settings=options)
+    def _(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+        raise MmalignError(
+            f"cannot be loaded: {reason}",
+            where=f"mmalign {name}",
+            fix="repair or reinstall the package that it comes from",
+        )
+
+    return typer.main.get_command(app)
 
 
 def application() -> Any:

@@ -91,6 +91,29 @@ def test_an_unknown_verb_is_a_usage_error(core_verbs, capsys):
     assert "quickstrat" in capsys.readouterr().err
 
 
+def broken_verb(monkeypatch: pytest.MonkeyPatch, core_verbs: dict[str, EntryPoint]) -> None:
+    point = EntryPoint("broken", "mmalign.no_such_module:app", cli.GROUP)
+    monkeypatch.setitem(core_verbs, "broken", point)
+
+
+def test_the_help_lists_a_verb_that_does_not_load_and_goes_on(core_verbs, monkeypatch, capsys):
+    broken_verb(monkeypatch, core_verbs)
+    assert cli.run(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "cannot be loaded: No module named" in " ".join(printed.split())
+    assert "quickstart" in printed
+
+
+@pytest.mark.parametrize("arguments", [[], ["a.yaml", "--limit", "3"], ["--help"]])
+def test_a_verb_that_does_not_load_says_so_when_called(core_verbs, monkeypatch, capsys, arguments):
+    broken_verb(monkeypatch, core_verbs)
+    assert cli.run(["broken", *arguments]) == 2
+    assert capsys.readouterr().err == (
+        "error: mmalign broken: cannot be loaded: No module named 'mmalign.no_such_module'. "
+        "Repair or reinstall the package that it comes from.\n"
+    )
+
+
 def test_init_model_names_a_missing_config(core_verbs, capsys, tmp_path: Path):
     assert cli.run(["init-model", str(tmp_path / "absent.yaml")]) == 2
     assert "no such config file" in capsys.readouterr().err
