@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mmalign.errors import DataError
+
 Array = NDArray[np.float64]
 Interval = tuple[float, float]
 
@@ -72,6 +74,7 @@ def intervals(
     m* = sum_c T*[c] numerator[c] / sum_c T*[c] denominator[c]; the interval is the (1 - level) / 2
     and (1 + level) / 2 quantile of m* over the draws.
     clusters: one label per item, such as its picture; None makes each item its own.
+    Raises DataError where there are no items.
     """
     columns = [c for metric in metrics.values() for c in (metric.numerator, metric.denominator)]
     sums = _resampled_sums(np.stack(columns, axis=1), clusters, samples, seed)
@@ -91,14 +94,15 @@ def paired_difference(
     """Paired bootstrap of b - a and of (b - a) / a: both models meet the same draws of items.
 
     The two-sided p inverts the percentile interval of d* = b* - a*:
-    k = 2 min(#{d* <= 0}, #{d* >= 0}), p = min(1, (k + 1) / (samples + 1)), so p is never 0 and
-    says "below 1 / samples" by its smallest value.
+    k = min(#{d* <= 0}, #{d* >= 0}), p = min(1, 2 (k + 1) / (samples + 1)). The one counts the
+    measured difference among the draws, on either side, so p is never below 2 / (samples + 1).
+    Raises DataError where there are no items.
     """
     columns = np.stack([a.numerator, a.denominator, b.numerator, b.denominator], axis=1)
     sums = _resampled_sums(columns, clusters, samples, seed)
     a_draws, b_draws = _divide(sums[:, 0], sums[:, 1]), _divide(sums[:, 2], sums[:, 3])
     draws = b_draws - a_draws
-    extreme = 2 * min(int((draws <= 0).sum()), int((draws >= 0).sum()))
+    extreme = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     has_base = a.value != 0 and bool((a_draws != 0).all())
     difference = b.value - a.value
     return Difference(
@@ -106,7 +110,7 @@ def paired_difference(
         interval=_quantiles(draws, level),
         relative=difference / a.value if a.value else None,
         relative_interval=_quantiles(draws / a_draws, level) if has_base else None,
-        p_value=min(1.0, (extreme + 1) / (samples + 1)),
+        p_value=min(1.0, 2 * (extreme + 1) / (samples + 1)),
     )
 
 
@@ -134,6 +138,8 @@ def _resampled_sums(
     """Column sums of `samples` bootstrap draws of clusters: [N, K] to [samples, K]."""
     totals = columns if clusters is None else _cluster_sums(columns, clusters)
     n = len(totals)
+    if n == 0:
+        raise DataError("an interval needs items", got="none", wanted="one at least")
     rng = np.random.default_rng(seed)
     sums = np.empty((samples, columns.shape[1]))
     rows = max(1, _CHUNK // n)

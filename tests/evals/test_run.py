@@ -271,7 +271,7 @@ def test_compare_by_hand(recipe):
     assert accuracy.p_value == pytest.approx(binomial_two_sided(gained, lost))
     f1 = found["pope-adversarial", "official/f1"]
     assert (f1.a, f1.relative, f1.relative_interval, f1.test) == (0.0, None, None, "bootstrap")
-    assert f1.p_value == pytest.approx(1 / 500)
+    assert f1.p_value == pytest.approx(2 / 500)
     words = found["chair", "num_words"]
     b_rows = read_lines(b / "items/chair.jsonl")
     assert words.a == 1.0

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from evals.stats import intervals, mcnemar, mean, paired_difference, ratio
+from mmalign.errors import DataError
 
 
 def interval(metric, clusters=None, **kwargs):
@@ -29,6 +30,14 @@ def test_interval_of_a_ratio_by_enumeration():
     # Draws give 0/2, (0 + 3) / (1 + 4), 6/8: the outer ones are the quantiles.
     assert interval(ratio([0, 3], [1, 4])) == (0.0, 0.75)
     assert interval(ratio([0, 3], [1, 4]), level=0.4) == (0.6, 0.6)
+
+
+@pytest.mark.parametrize("clusters", [None, []])
+def test_no_items_have_no_interval(clusters):
+    with pytest.raises(DataError, match="needs items; got none"):
+        interval(mean([]), clusters)
+    with pytest.raises(DataError, match="needs items; got none"):
+        paired_difference(mean([]), mean([]), clusters)
 
 
 def test_interval_width_is_the_normal_one_for_many_items():
@@ -97,7 +106,7 @@ def test_paired_difference_by_hand():
     assert found.difference == pytest.approx(-0.2)
     assert found.relative == pytest.approx(-0.5)
     assert found.relative_interval == pytest.approx((-0.5, -0.5))
-    assert found.p_value == 1 / 1000
+    assert found.p_value == 2 / 1000  # no draw is >= 0: 2 (0 + 1) / (999 + 1)
 
 
 def test_pairing_is_what_makes_a_difference_sharp():
