@@ -29,6 +29,7 @@ def build(
     """
     from data_builders.built_page import PREVIEW
     from data_builders.config import load_builder
+    from data_builders.inspect import by_reason
     from mmalign.store import MANIFEST, read_manifest
 
     out = load_builder(config, overrides or ()).build()
@@ -36,7 +37,7 @@ def build(
         typer.echo(f"{out}: this shard is finished, others are not")
         return
     manifest = read_manifest(out)
-    for reason, count in manifest.counts.items():
+    for reason, count in by_reason(manifest.counts).items():
         typer.echo(f"{count:8d}  {reason}")
     typer.echo(f"{manifest.num_records:8d}  {manifest.kind} records in {out}")
     if (out / PREVIEW).exists():

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from data_builders.inspect import by_reason
 from mmalign.media import open_image
 from mmalign.records import Preference, prompt_text
 from mmalign.report.page import Card, Marked, Page, difference, thumbnail
@@ -27,7 +28,8 @@ def write_preview(path: Path, limit: int = 24) -> Path:
         f"from {num_inputs} examples, seed {manifest.seed}, content {manifest.content_hash[:12]}",
     )
     page.heading("What became of the examples")
-    rows = [[reason, n, f"{100 * n / num_inputs:.1f} %"] for reason, n in manifest.counts.items()]
+    counts = by_reason(manifest.counts)
+    rows = [[reason, n, f"{100 * n / num_inputs:.1f} %"] for reason, n in counts.items()]
     page.table(["reason", "examples", "share"], rows)
     page.heading("What made the pairs")
     page.table(["part", "value"], [[name, str(value)] for name, value in manifest.model.items()])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,19 @@ def stats(dataset: Dataset[Any]) -> dict[str, Any]:
         },
         "yes_no": {"yes": answers["yes"], "no": answers["no"], "other": answers["other"]},
         "missing_media": sorted(path for path, exists in found.items() if not exists),
-        "reasons": dict(reasons.most_common()),
+        "reasons": by_reason(reasons),
     }
+
+
+def by_reason(counts: Mapping[str, int]) -> dict[str, int]:
+    """Counts in the order of their reasons, numbers as numbers: rank2 comes before rank10."""
+    # Split at its numbers, a reason is text, number, text, …: like meets like.
+    parts = {reason: re.split(r"([0-9]+)", reason) for reason in counts}
+    keys = {
+        reason: [int(part) if i % 2 else part for i, part in enumerate(split)]
+        for reason, split in parts.items()
+    }
+    return {reason: counts[reason] for reason in sorted(counts, key=keys.__getitem__)}
 
 
 def stats_text(numbers: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from mmalign.cli import run
 from mmalign.errors import ConfigError
 from mmalign.models.tiny import TinyModel
 from mmalign.records import Preference
-from mmalign.store import open_dataset
+from mmalign.store import open_dataset, write_dataset
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "build"
 
@@ -94,6 +95,24 @@ def test_a_folder_of_pictures_becomes_pairs_with_a_real_model(tmp_path: Path, ca
     assert run(["build", str(CONFIGS / "realign_photos.yaml"), *arguments, "shard=0/2"]) == 0
     again = open_dataset(tmp_path / "again", Preference)
     assert again.manifest == dataset.manifest
+
+
+def test_counts_are_told_in_the_order_of_their_numbers(tmp_path, capsys, monkeypatch):
+    from data_builders import config
+    from data_builders.built_page import write_preview
+
+    class Builder:
+        def build(self) -> Path:
+            counts = {"accepted:rank1": 3, "accepted:rank10": 1, "accepted:rank2": 2}
+            write_dataset(tmp_path / "d", Preference, [], counts=counts)
+            write_preview(tmp_path / "d")
+            return tmp_path / "d"
+
+    monkeypatch.setattr(config, "load_builder", lambda path, overrides: Builder())
+    assert run(["build", "a.yaml"]) == 0
+    told = [capsys.readouterr().out, (tmp_path / "d/preview.html").read_text()]
+    in_order = ["accepted:rank1", "accepted:rank2", "accepted:rank10"]
+    assert [re.findall(r"accepted:rank\d+", text) for text in told] == [in_order, in_order]
 
 
 def test_a_missing_source_is_told_before_a_model_is_loaded(tmp_path, capsys, repo_root):

@@ -225,6 +225,15 @@ def test_stats_by_hand(run: Run, tmp_path: Path, media: Path) -> None:
     assert numbers["reasons"] == {"accepted": 3, "none given": 1}
 
 
+def test_reasons_are_in_the_order_of_their_numbers(run: Run, tmp_path: Path, media: Path) -> None:
+    reasons = ["accepted:rank10", "quarantined", "accepted:rank2", "accepted:rank10"]
+    records = [pair(str(i), origin=Origin(reason=reason)) for i, reason in enumerate(reasons)]
+    path = dataset(tmp_path / "d", media, *records)
+    in_order = ["accepted:rank2", "accepted:rank10", "quarantined"]
+    assert list(json.loads(run("stats", path, "--json")[1])["reasons"]) == in_order
+    assert [line.split()[-1] for line in run("stats", path)[1].splitlines()[-3:]] == in_order
+
+
 def test_stats_read_as_text(run: Run, tmp_path: Path, media: Path) -> None:
     code, text = run(
         "stats", dataset(tmp_path / "d", media, pair("1"), pair("2", image="gone.png"))
