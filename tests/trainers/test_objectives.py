@@ -81,14 +81,17 @@ def test_a_cut_response_is_cut_alike_under_both_pictures(preparer, tmp_path, pre
     [
         ({"contrast_images": ()}, "no_contrast_images"),
         ({"p_target": 0.5}, "tie_or_reversed"),
+        ({"weight": 0.0}, "no_weight"),
         ({"rejected": " "}, "bad_rejected"),
         ({"images": ()}, "bad_images"),
     ],
 )
 def test_rows_that_cannot_be_used_say_why(preparer, tmp_path, preference, changes, reason):
-    with pytest.raises(RowDropped) as drop:
-        objective(RDPO(), preparer, tmp_path).prepare(preference(0, **changes))
-    assert drop.value.reason == reason
+    losses = [RDPO()] if "contrast_images" in changes else [RDPO(), DPO(), SFT()]
+    for loss in losses:  # A supervised control must see the rows of its comparison.
+        with pytest.raises(RowDropped) as drop:
+            objective(loss, preparer, tmp_path).prepare(preference(0, **changes))
+        assert drop.value.reason == reason
 
 
 def test_a_missing_picture_is_a_media_error(preparer, tmp_path, preference):
@@ -116,6 +119,16 @@ def test_a_dataset_without_the_column_is_refused_with_the_builder_that_makes_it(
     check_dataset(dataset, DPO())
     with pytest.raises(SchemaMismatch, match=r"'rdpo' needs the column contrast_images.*realign"):
         check_dataset(dataset, RDPO())
+
+
+def test_weights_that_no_loss_reads_are_refused(tmp_path, preference):
+    rows = [preference(0), preference(1, weight=0.0), preference(2, weight=0.5)]
+    write_dataset(tmp_path, Preference, rows[:2])
+    check_dataset(open_dataset(tmp_path), SFT())
+    write_dataset(tmp_path, Preference, rows)
+    for loss in (SFT(), DPO()):
+        with pytest.raises(SchemaMismatch, match=r"column weight.*got 0\.5; wanted 1, or 0"):
+            check_dataset(open_dataset(tmp_path), loss)
 
 
 def test_examples_cannot_be_compared(tmp_path):

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from mmalign.errors import SchemaMismatch
 from mmalign.losses.base import LossConfig, Need
-from mmalign.prepare import Preparer
-from mmalign.records import Example, Preference, kind_name
+from mmalign.prepare import Preparer, RowDropped
+from mmalign.records import Example, Preference, check, kind_name
 from mmalign.scores import PairTable
 from mmalign.scoring.candidates import Candidate, CandidateBatch, Condition
 from mmalign.store import Dataset
@@ -81,6 +81,23 @@ def objective_for(loss: LossConfig, preparer: Preparer, media_root: Path) -> Obj
     return PairObjective(preparer, media_root, needs=loss.needs)
 
 
+def check_row(record: Example | Preference) -> None:
+    """Raise RowDropped for a row that no objective may use.
+
+    One check for all of them, so that a supervised control sees the rows of the comparison it
+    belongs to. A preference is taken as certain: ties and reversed ones (p_target of at most 0.5)
+    are dropped, and so is what has no weight.
+    """
+    if record.videos or (isinstance(record, Preference) and record.contrast_videos):
+        raise RowDropped("holds_clips", "clips cannot be trained on yet", where=record.id)
+    if isinstance(record, Preference) and record.p_target <= 0.5:
+        raise RowDropped("tie_or_reversed", "p_target is at most 0.5", where=record.id)
+    if isinstance(record, Preference) and record.weight == 0:
+        raise RowDropped("no_weight", "its weight is 0", where=record.id)
+    for problem in check(record):
+        raise RowDropped(f"bad_{problem.column}", problem.what, where=record.id)
+
+
 def collate(rows: Sequence[PreparedRow]) -> CandidateBatch:
     """All candidates of the rows in order, under conditions that appear once each."""
     places: dict[object, int] = {}
@@ -102,7 +119,10 @@ def collate(rows: Sequence[PreparedRow]) -> CandidateBatch:
 
 
 def check_dataset(dataset: Dataset[Any], loss: LossConfig) -> None:
-    """Raise SchemaMismatch where no row has what the loss needs; runs before a model is loaded."""
+    """Raise SchemaMismatch where no row has what the loss needs, or rows weigh unequally.
+
+    Runs before a model is loaded.
+    """
     name = getattr(loss, "name", type(loss).__name__)
     kinds = (Preference,) if Need.REJECTED in loss.needs else (Example, Preference)
     if dataset.kind not in kinds:
@@ -111,6 +131,16 @@ def check_dataset(dataset: Dataset[Any], loss: LossConfig) -> None:
             where=str(dataset.path),
             wanted=" or ".join(kind_name(kind) for kind in kinds),
             fix=f"build it with {COLUMNS[Need.REJECTED][1]}, or choose another loss",
+        )
+    weights = set(dataset.column("weight")) if dataset.kind is Preference else set()
+    # Null reads as 1; rows of weight 0 are dropped and counted.
+    if others := sorted(weights - {None, 0.0, 1.0}):
+        raise SchemaMismatch(
+            "no loss reads the column weight, and rows of other weights would count as 1",
+            where=str(dataset.path),
+            got=f"{others[0]:g}",
+            wanted="1, or 0 for a row to leave out",
+            fix="set the column to 1",
         )
     for need in sorted(loss.needs & COLUMNS.keys()):
         column, builder = COLUMNS[need]

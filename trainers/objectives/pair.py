@@ -9,18 +9,14 @@ import torch
 
 from mmalign.losses.base import Need
 from mmalign.prepare import Preparer, RowDropped
-from mmalign.records import Preference, check
+from mmalign.records import Preference
 from mmalign.scores import PairTable
 from mmalign.scoring.candidates import Candidate
-from trainers.objectives.base import PreparedRow
+from trainers.objectives.base import PreparedRow, check_row
 
 
 class PairObjective:
-    """Every row is [chosen, rejected], or [chosen, rejected, contrast] where the loss needs it.
-
-    A preference is taken as certain: rows that are ties or reversed (p_target of at most 0.5) are
-    dropped and counted.
-    """
+    """Every row is [chosen, rejected], or [chosen, rejected, contrast] where the loss needs it."""
 
     unit = "pairs"
 
@@ -74,12 +70,7 @@ class PairObjective:
         )
 
     def _check(self, record: Preference) -> None:
-        if record.videos or record.contrast_videos:
-            raise RowDropped("holds_clips", "clips cannot be trained on yet", where=record.id)
-        if record.p_target <= 0.5:
-            raise RowDropped("tie_or_reversed", "p_target is at most 0.5", where=record.id)
-        for problem in check(record):
-            raise RowDropped(f"bad_{problem.column}", problem.what, where=record.id)
+        check_row(record)
         if Need.CONTRAST in self.needs and not record.contrast_images:
             raise RowDropped("no_contrast_images", "the row has none", where=record.id)
         if Need.SCORE_GAP in self.needs and record.score_gap is None:

@@ -11,7 +11,7 @@ from mmalign.prepare import Preparer, RowDropped
 from mmalign.records import Example, Preference
 from mmalign.scores import PairTable
 from mmalign.scoring.candidates import Candidate
-from trainers.objectives.base import PreparedRow
+from trainers.objectives.base import PreparedRow, check_row
 
 
 class SFTObjective:
@@ -25,9 +25,8 @@ class SFTObjective:
     def prepare(self, record: Example | Preference) -> PreparedRow:
         """One condition, one candidate."""
         text = record.chosen if isinstance(record, Preference) else record.answer
-        if record.videos:
-            raise RowDropped("holds_clips", "clips cannot be trained on yet", where=record.id)
-        if text is None or not text.strip():
+        check_row(record)
+        if text is None:
             raise RowDropped("no_answer", "the row has no answer", where=record.id)
         condition, (response,) = self.preparer.fit(
             record.prompt, record.images, [text], self.media_root, id=record.id
