@@ -22,34 +22,35 @@ from packaging.requirements import Requirement
 TIMEOUT_SECONDS = 180
 MARK = "doctor: "  # before a finding, among whatever else a library prints
 
-# What goes without a package. Those that mmalign declares are found in its metadata; a name that
-# only stands here is one it can use but does not install.
+# What goes without a package that an extra installs; every package comes from mmalign's metadata.
 COSTS = {
-    "av": "no clips",
-    "bitsandbytes": "no 8-bit Adam, no quantised models",
-    "decord": "clips are read by PyAV or torchcodec",
-    "diffusers": "no image models: MaPO and Diffusion-DPO",
-    "flash-attn": "attention runs on PyTorch's kernels",
-    "math-verify": "mathematical answers are compared as numbers and text",
-    "openai": "no generation or judging through a server",
-    "ray": "builders run on one machine",
-    "tensorboard": "no TensorBoard tracking",
-    "torchcodec": "clips are read by PyAV or decord",
+    "bitsandbytes": "no optim.optimizer=adamw_8bit",
+    "tensorboard": "no run.trackers=[tensorboard]",
     "trl": "no comparison with TRL's losses",
-    "wandb": "no Weights & Biases tracking",
-    "xformers": "attention runs on PyTorch's kernels",
+    "wandb": "no run.trackers=[wandb]",
+}
+# What an extra installs though nothing uses it yet, and what it will be for.
+LATER = {
+    "av": "clips",
+    "decord": "clips",
+    "diffusers": "diffusion models",
+    "xformers": "attention kernels",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One distribution: what is wanted, what is there, and what its absence costs."""
+    """One distribution: what is wanted, what is there, and what its absence costs.
+
+    `later`, where set, is what it will be for: nothing uses it yet, so its absence costs nothing.
+    """
 
     name: str
     wanted: str
     found: str | None
     required: bool
     cost: str
+    later: str
     install: str
 
     @property
@@ -94,11 +95,16 @@ class Diagnosis:
 
     def as_text(self) -> str:
         """For people: versions, what works, then what is missing and the line that installs it."""
+        used = [package for package in self.packages if not package.later]
+        later = [package for package in self.packages if package.later]
         lines = [f"python {self.python} on {self.platform}", "", "Packages"]
-        lines += [f"  {p.name:25} {p.found}" for p in self.packages if p.found]
+        lines += [f"  {p.name:25} {p.found}" for p in used if p.found]
+        if later:
+            lines += ["", "Packages for later: nothing uses them yet"]
+        lines += [f"  {p.name:25} {p.found or 'not installed':14} {p.later}" for p in later]
         lines += ["", "Tried here"]
         lines += [f"  {c.name:25} {'yes' if c.works else 'no '}  {c.detail}" for c in self.checks]
-        lacking = [package for package in self.packages if not package.good]
+        lacking = [package for package in used if not package.good]
         if lacking:
             lines += ["", "Missing"]
         for package in lacking:
@@ -126,14 +132,14 @@ def examine(checks: Sequence[str] | None = None) -> Diagnosis:
 def packages(
     declared: Sequence[str] | None = None, installed: Callable[[str], str] = version
 ) -> tuple[Package, ...]:
-    """What mmalign declares, required first, then what it can use besides."""
+    """What mmalign declares, required first; development tools only where they cost something."""
     if declared is None:
         try:
             declared = requires("mmalign") or ()
         except PackageNotFoundError:
             declared = ("mmalign",)
     found: dict[str, Package] = {}
-    for text in [*declared, *COSTS]:
+    for text in declared:
         requirement = Requirement(text)
         if requirement.name in found:
             continue
@@ -144,17 +150,14 @@ def packages(
             here = installed(requirement.name)
         except PackageNotFoundError:
             here = None
-        if text in COSTS:
-            install = f"pip install {requirement.name}"
-        else:
-            install = f"pip install 'mmalign[{extra}]'" if extra else "pip install mmalign"
         found[requirement.name] = Package(
             name=requirement.name,
             wanted=str(requirement.specifier),
             found=here,
-            required=extra is None and text not in COSTS,
+            required=extra is None,
             cost=COSTS.get(requirement.name, ""),
-            install=install,
+            later=LATER.get(requirement.name, ""),
+            install=f"pip install 'mmalign[{extra}]'" if extra else "pip install mmalign",
         )
     return tuple(sorted(found.values(), key=lambda package: not package.required))
 
@@ -243,14 +246,6 @@ def _flex_backward() -> str:
     return f"compiled on {_device()}"
 
 
-def _flash_attn() -> str:
-    from flash_attn import flash_attn_func  # type: ignore[import-not-found]
-
-    query, key, value = (part.transpose(1, 2) for part in _heads())
-    flash_attn_func(query, key, value, causal=True).sum().backward()
-    return "forward and backward"
-
-
 def _xformers() -> str:
     from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]
 
@@ -293,14 +288,6 @@ def _decord() -> str:
         return f"decodes {len(VideoReader(str(_clip(folder)))[:].asnumpy())} frames of a clip"
 
 
-def _torchcodec() -> str:
-    # Fails on import where FFmpeg's libraries are missing.
-    from torchcodec.decoders import VideoDecoder  # type: ignore[import-not-found]
-
-    with TemporaryDirectory() as folder:
-        return f"decodes {len(VideoDecoder(str(_clip(folder)))[:])} frames of a clip"
-
-
 CHECKS: dict[str, Callable[[], str]] = {
     "torch": _torch,
     "torchvision": _torchvision,
@@ -308,12 +295,10 @@ CHECKS: dict[str, Callable[[], str]] = {
     "attention: sdpa": _sdpa,
     "attention: flex, forward": _flex_forward,
     "attention: flex, backward": _flex_backward,
-    "attention: flash_attn": _flash_attn,
     "attention: xformers": _xformers,
     "8-bit Adam": _adam_8bit,
     "clips: av": _av,
     "clips: decord": _decord,
-    "clips: torchcodec": _torchcodec,
 }
 REQUIRED_CHECKS = ("torch", "torchvision", "attention: eager", "attention: sdpa")
 

@@ -10,7 +10,13 @@ from mmalign import doctor
 from mmalign.cli import run
 from mmalign.doctor import Check, Diagnosis, attempt, packages, try_checks
 
-DECLARED = ["torch<3,>=2.8", 'av>=14; extra == "video"', 'ruff>=0.12; extra == "dev"']
+DECLARED = [
+    "torch<3,>=2.8",
+    'wandb>=0.19; extra == "track"',
+    'av>=14; extra == "video"',
+    'decord>=0.6; extra == "video"',
+    'ruff>=0.12; extra == "dev"',
+]
 
 
 def installed(versions: dict[str, str]):
@@ -31,9 +37,25 @@ def test_a_missing_extra_costs_something_and_names_its_line():
     found = diagnosis({"torch": "2.15.0+cu132"})
     assert found.healthy
     text = found.as_text()
-    assert "av: no clips\n      pip install 'mmalign[video]'" in text
-    assert "flash-attn: attention runs on PyTorch's kernels\n      pip install flash-attn" in text
+    assert "wandb: no run.trackers=[wandb]\n      pip install 'mmalign[track]'" in text
     assert text.endswith("Ready.")
+
+
+def test_what_nothing_uses_yet_is_told_apart_and_never_missing():
+    text = diagnosis({"torch": "2.15.0", "wandb": "0.20", "av": "15.0"}).as_text()
+    used, later = text.split("Packages for later: nothing uses them yet\n")
+    assert "av" not in used.split()
+    lines = [line.split() for line in later.splitlines()[:2]]
+    assert lines == [["av", "15.0", "clips"], ["decord", "not", "installed", "clips"]]
+    assert "Missing" not in text
+
+
+def test_every_package_comes_from_the_metadata_and_every_optional_one_is_explained():
+    found = {package.name: package for package in packages()}
+    assert set(doctor.COSTS) | set(doctor.LATER) <= set(found)
+    assert all(p.required or bool(p.cost) != bool(p.later) for p in found.values())
+    listed = ("torch", "transformers", "diffusers", "peft", "accelerate", "open_clip_torch")
+    assert {*listed, "decord", "bitsandbytes", "xformers"} <= set(found)
 
 
 def test_development_tools_are_not_looked_for():
@@ -74,10 +96,10 @@ def test_a_check_that_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    found = attempt("clips: torchcodec")
+    monkeypatch.setitem(sys.modules, "decord", None)
+    found = attempt("clips: decord")
     assert not found.works
-    assert "torchcodec" in found.detail
+    assert "decord" in found.detail
 
 
 def test_xformers_refusal_is_told_in_one_kernels_words(monkeypatch: pytest.MonkeyPatch):
