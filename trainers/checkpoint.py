@@ -76,12 +76,16 @@ def load_checkpoint(
             tensor.detach().copy_(_like(weights[name], tensor))
         moments = torch.load(state / "optimizer.pt", weights_only=True)
         inner = optimizer.optimizer
+        groups = {p: group for group in inner.param_groups for p in group["params"]}
         for name, parameter in model.named_parameters():
             if name in moments:
-                inner.state[parameter] = {
+                restored = {
                     key: _like(value, parameter) if isinstance(value, Tensor) else value
                     for key, value in moments[name].items()
                 }
+                if isinstance(step := restored.get("step"), Tensor):
+                    restored["step"] = step.to(_step_device(groups[parameter], parameter))
+                inner.state[parameter] = restored
     _set_random_state(torch.load(state / "random.pt", weights_only=True))
     return Position(**json.loads((folder / "checkpoint.json").read_text()))
 
@@ -141,12 +145,18 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _like(value: Tensor, target: Tensor) -> Tensor:
-    """`value` where `target` is, and sharded like it. Step counts are scalars that stay put."""
+    """`value` where `target` is, and sharded like it. Scalars stay where they are."""
     if value.dim() == 0 and target.dim() > 0:
         return value
     if isinstance(target, DTensor):
         return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
     return value.to(target.device)
+
+
+def _step_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:
+    """Where torch expects a step count: with its parameter if fused, else on the CPU."""
+    beside = group.get("fused") or group.get("capturable")
+    return parameter.device if beside else torch.device("cpu")
 
 
 def _random_state() -> dict[str, Any]:

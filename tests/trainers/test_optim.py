@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmalign.errors import MmalignError, TrainingError
+from trainers.checkpoint import _step_device
 from trainers.config import OptimConfig
 from trainers.optim import build_optimizer, lr_at
 
@@ -46,6 +47,14 @@ def test_bfloat16_weights_are_refused():
     model = torch.nn.Linear(2, 2).to(torch.bfloat16)
     with pytest.raises(TrainingError, match="must be float32"):
         build_optimizer(model.parameters(), config())
+
+
+def test_a_step_count_is_where_torch_keeps_it():
+    weight = torch.nn.Parameter(torch.empty(2, device="meta"))
+    assert _step_device({"fused": True}, weight) == torch.device("meta")
+    assert _step_device({"fused": None, "capturable": True}, weight) == torch.device("meta")
+    assert _step_device({"fused": False, "capturable": False}, weight) == torch.device("cpu")
+    assert _step_device({}, weight) == torch.device("cpu")
 
 
 def test_nothing_to_train_is_refused():
