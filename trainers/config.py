@@ -113,10 +113,12 @@ class Recipe(Strict):
                 "reference=adapter_off needs an adapter to switch off, and model.lora is not set; "
                 "use frozen_copy or cached"
             )
-        if self.model.dtype == "bfloat16" and self.model.lora is None:
+        whole = self.model.train.vision or self.model.train.projector or self.model.lora is None
+        if self.model.dtype in ("bfloat16", "float16") and whole:
             raise ValueError(
-                "model.dtype=bfloat16 would train bfloat16 weights, which lose every update "
-                "smaller than 1/256 of a weight; use model.dtype=float32 with run.precision=bf16"
+                f"model.dtype={self.model.dtype} would train 16-bit weights, which lose small "
+                "updates; use model.dtype=float32 with run.precision=bf16, or train nothing but "
+                "LoRA adapters: model.lora set, model.train.vision and model.train.projector false"
             )
         return self
 

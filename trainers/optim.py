@@ -43,7 +43,7 @@ def build_optimizer(
         raise TrainingError(
             "the weights that train must be float32, or small updates are rounded away",
             got=", ".join(sorted(narrow)),
-            fix="use model.dtype=float32 with run.precision=bf16, or train a LoRA adapter",
+            fix="use model.dtype=float32 with run.precision=bf16, or train LoRA adapters alone",
         )
     kwargs = {
         "lr": config.lr,

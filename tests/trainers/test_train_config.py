@@ -49,6 +49,11 @@ def test_a_typo_in_a_loss_gets_a_suggestion(recipe):
     [
         ({"reference": "adapter_off", "model": {"lora": None}}, "needs an adapter to switch off"),
         ({"model": {"lora": None, "dtype": "bfloat16"}}, "float32 with run.precision=bf16"),
+        ({"model": {"lora": None, "dtype": "float16"}}, "float32 with run.precision=bf16"),
+        (
+            {"model": {"dtype": "bfloat16", "train": {"projector": True}}},
+            r"float32 with run.precision=bf16, .*model.train.projector false",
+        ),
         ({"optim": {"batch_size": 4, "micro_batch_size": 3}}, "no multiple of micro_batch_size 3"),
         ({"data": {"max_tokens": 0}}, "data.max_tokens"),
     ],
