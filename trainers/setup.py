@@ -94,6 +94,8 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     )
     policy = load_policy(recipe.model, limits)
     switch_off_dropout(policy.model)
+    assert accelerator.ddp_handler is not None
+    accelerator.ddp_handler.find_unused_parameters = _may_idle(policy)
     objective = objective_for(recipe.loss, policy.preparer, dataset.media_root)
     rows = Rows(dataset, objective, policy, recipe.data, layout=recipe.scorer.layout)
     survey, key = _started_from(recipe, run, dataset, policy, rows, accelerator)
@@ -166,20 +168,29 @@ def switch_off_dropout(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.p = 0.0
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0  # type: ignore[assignment]
+        # transformers' attention keeps its own probability, under one name or the other.
+        for name in ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
     # accelerate keeps its settings for the life of the process; an earlier run's may be others.
     AcceleratorState._reset_state()
-    # Only the language model takes part in every batch: a row may have no picture, and a tower's
-    # last layer may go unread.
-    idle = recipe.model.train.vision or recipe.model.train.projector
     return Accelerator(
         mixed_precision="bf16" if recipe.run.precision == "bf16" else "no",
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=idle)],
+        kwargs_handlers=[DistributedDataParallelKwargs()],
     )
+
+
+def _may_idle(policy: Policy) -> bool:
+    """Whether a batch may leave trainable weights without a gradient, which DDP must be told.
+
+    Only the language model takes part in every batch: a row may have no picture, and a tower's
+    last layer may go unread.
+    """
+    outside = (part for part in part_table(policy) if part.name != "language_model")
+    return any(part.num_trainable for part in outside)
 
 
 def _tell_deepspeed(accelerator: Accelerator, micro_size: int, clip_norm: float) -> None:

@@ -20,7 +20,7 @@ from trainers.checkpoint import save_model
 from trainers.config import Recipe
 from trainers.directory import RunDirectory
 from trainers.loop import Finished, Saved, Stepped, train
-from trainers.setup import set_up
+from trainers.setup import set_up, switch_off_dropout
 
 FULL = {"lora": None}
 
@@ -154,6 +154,28 @@ def test_dropout_is_off_in_training(recipe):
     batch = next(parts.batches(first_step=0))
     with torch.no_grad():
         assert torch.equal(parts.scorer(batch.plan).logps, parts.scorer(batch.plan).logps)
+
+
+def test_no_module_keeps_a_dropout_of_its_own():
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dropout, self.attention_dropout = 0.3, 0.2  # CLIP's name, and Llama's.
+
+    model = torch.nn.Sequential(Attention(), torch.nn.Dropout(0.1))
+    switch_off_dropout(model)
+    attention, plain = model
+    assert (attention.dropout, attention.attention_dropout, plain.p) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("targets", "idle"),
+    [(r".*language_model.*q_proj", False), (r".*(vision_tower|language_model).*q_proj", True)],
+)
+def test_adapters_outside_the_language_model_may_idle(recipe, targets: str, idle: bool):
+    made = recipe(model={"lora": {"rank": 4, "alpha": 8, "targets": targets}})
+    parts = set_up(made, open_dataset(made.data.path), RunDirectory(made))
+    assert parts.accelerator.ddp_handler.find_unused_parameters == idle
 
 
 def test_a_loss_that_is_not_finite_names_its_row_and_takes_no_step(
