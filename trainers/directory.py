@@ -65,9 +65,15 @@ class RunDirectory:
         write_atomically(self.path / name, json.dumps(values, indent=1))
 
     def read(self, name: str) -> dict[str, Any]:
-        """A JSON file of the run; empty where there is none."""
+        """A JSON file of the run; empty where there is none. Raises TrainingError if damaged."""
         file = self.path / name
-        return json.loads(file.read_text()) if file.exists() else {}
+        try:
+            values = json.loads(file.read_text()) if file.exists() else {}
+        except (OSError, ValueError) as error:
+            raise damaged(file, str(error)) from None
+        if not isinstance(values, dict):
+            raise damaged(file, "it holds no mapping")
+        return values
 
     def release(self) -> None:
         """Let another process have the folder."""
@@ -76,8 +82,15 @@ class RunDirectory:
 
     def _take(self) -> IO[str]:
         """Hold the folder: two runs in one would ruin each other. A killed process lets go."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = open(self.path / ".lock", "w")  # noqa: SIM115
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115
+        except OSError as error:
+            raise TrainingError(
+                f"cannot be made or written to ({error.strerror})",
+                where=str(self.path),
+                fix="choose another run.output",
+            ) from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -148,6 +161,15 @@ def whole_folder(accelerator: Accelerator, final: Path) -> Iterator[Path]:
         os.replace(partial, final)
         _sync(final.parent)
     accelerator.wait_for_everyone()
+
+
+def damaged(file: Path, why: str) -> TrainingError:
+    """The error of a file of the run that cannot be used."""
+    return TrainingError(
+        f"is damaged ({why})",
+        where=str(file),
+        fix="put it back from a copy; a run without checkpoints starts anew once it is deleted",
+    )
 
 
 def _flatten_recipe(recipe: Recipe) -> dict[str, Any]:

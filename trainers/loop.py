@@ -30,7 +30,7 @@ from trainers.config import Recipe
 from trainers.directory import RunDirectory, whole_folder
 from trainers.objectives.base import check_dataset
 from trainers.optim import check_8bit, lr_at
-from trainers.rows import Batch
+from trainers.rows import Batch, memory_told
 from trainers.setup import set_up
 from trainers.tracking import Tracker, Window, check_trackers
 
@@ -109,8 +109,8 @@ def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator
         totals = parts.survey.totals(places)
         scored: list[tuple[Batch, LossOutput]] = []
         for batch in islice(batches, parts.num_micro):
-            batch = batch.to(accelerator.device)
-            with accelerator.accumulate(scorer):
+            with memory_told(batch), accelerator.accumulate(scorer):
+                batch = batch.to(accelerator.device)
                 # The reference first: switching an adapter off must not touch the policy's graph.
                 frozen = None if parts.reference is None else parts.reference(batch)
                 scores = scorer(batch.plan, competitor=parts.competitor)
@@ -126,7 +126,8 @@ def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator
             raise _not_finite(step + 1, found, scored, parts.survey.ids, places)
         if step == position.step:
             _tell_idle(scorer)
-        optimizer.step()
+        with memory_told(scored[-1][0]):  # The first step makes the moments.
+            optimizer.step()
         optimizer.zero_grad()
 
         done = step + 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, gather_object
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from mmalign.models.load import Policy, trained_outside_adapter
 from mmalign.scores import TokenScores
 from mmalign.scoring.scorer import Scorer
 from mmalign.store import write_atomically
-from trainers.rows import Batch
+from trainers.rows import Batch, memory_told
 
 logger = get_logger("trainers.reference")
 
@@ -112,23 +112,26 @@ def cached(
     """Score this process's `batches` with the initial policy, or read what an earlier start wrote.
 
     key: names policy, rows and recipe; a file with another key is written anew.
-    `batches` of all processes together must cover every place once; they are not made on a read.
+    `batches` of all processes together must cover every place, and be equally many on each; they
+    are not made on a read.
     """
     if (stored := _read(path, key)) is not None:
         return stored
     mine: list[tuple[int, Tensor, Tensor | None]] = []
     for batch in progress(batches, label="reference"):
         moved = batch.to(accelerator.device)
-        with torch.no_grad():
+        with torch.no_grad(), memory_told(moved):
             scores = scorer(moved.plan, competitor=competitor)
         lengths = scores.mask.view(len(batch.places), -1).sum(-1).tolist()
         own = scores.logps[scores.mask].cpu().split(lengths)
         other = scores.competitor_logps
         rivals = [None] * len(own) if other is None else other[scores.mask].cpu().split(lengths)
         mine += zip(batch.places, own, rivals, strict=True)
-    found = sorted(gather_object(mine), key=lambda item: item[0])
-    logps = [item[1] for item in found]
-    rivals = [item[2] for item in found] if competitor else None
+    # Places that several processes scored, to be equally many, count once.
+    by_place = {place: (own, rival) for place, own, rival in gather_object(mine)}
+    found = [by_place[place] for place in sorted(by_place)]
+    logps = [own for own, _ in found]
+    rivals = [rival for _, rival in found] if competitor else None
     if accelerator.is_main_process:
         tensors = {"logps": torch.cat(logps), "lengths": torch.tensor([len(x) for x in logps])}
         if rivals is not None:
@@ -141,10 +144,14 @@ def cached(
 def _read(path: Path, key: str) -> Cached | None:
     if not path.exists():
         return None
-    with safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("key") != key:
-            return None
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        logger.warning("%s is damaged (%s): its scores are made again", path, error)
+        return None
     lengths = tensors.pop("lengths").tolist()
     logger.info("reference scores read from %s", path)
     split = {name: list(values.split(lengths)) for name, values in tensors.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
@@ -74,6 +75,21 @@ class Batch:
         columns = {f.name: getattr(self.table, f.name) for f in fields(self.table)}
         moved = {name: column.to(device) for name, column in columns.items() if column is not None}
         return replace(self, plan=self.plan.to(device), table=replace(self.table, **moved))
+
+
+@contextmanager
+def memory_told(batch: Batch) -> Iterator[None]:
+    """Raise TrainingError, with the size of the batch, where the GPU's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        rows, tokens = len(batch.places), batch.plan.input_ids.numel()
+        raise TrainingError(
+            "the GPU's memory ran out",
+            got=f"a micro-batch of {rows} rows, {tokens} tokens with their padding",
+            fix="lower optim.micro_batch_size, data.max_tokens or model.max_pixels, or set "
+            "model.gradient_checkpointing=true",
+        ) from error
 
 
 class Rows:

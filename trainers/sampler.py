@@ -52,6 +52,16 @@ def share_of(batch_size: int, world_size: int) -> int:
     return batch_size // world_size
 
 
+def even_share(num_rows: int, *, rank: int, world_size: int) -> list[int]:
+    """One process's rows of a pass over all, as many as every other's.
+
+    Together they cover each row at least once; what is left over is filled up with rows from the
+    start, for processes must make equally many forward passes: each one may wait for all.
+    """
+    count = -(-num_rows // world_size)
+    return [(turn * world_size + rank) % num_rows for turn in range(count)]
+
+
 def total_steps(*, num_rows: int, batch_size: int, epochs: float, steps: int | None) -> int:
     """Optimizer steps of a run: `steps` where given, else whole batches in `epochs`, at least 1."""
     return steps or max(1, int(epochs * num_rows / batch_size))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -22,12 +22,12 @@ from mmalign.prepare import TokenLimits
 from mmalign.scoring.scorer import Scorer
 from mmalign.store import Dataset, write_atomically
 from trainers.config import Recipe
-from trainers.directory import RunDirectory
+from trainers.directory import RunDirectory, damaged
 from trainers.objectives.base import objective_for
 from trainers.optim import build_optimizer
 from trainers.reference import Reference, adapter_off, cached, fingerprint, frozen_copy
 from trainers.rows import Batch, Rows, Survey
-from trainers.sampler import Sampler, share_of, total_steps
+from trainers.sampler import Sampler, even_share, share_of, total_steps
 from trainers.tracking import part_lines
 
 logger = get_logger("trainers.setup")
@@ -117,8 +117,9 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     elif kind == "frozen_copy":
         reference = frozen_copy(policy, accelerator, competitor=competitor)
     elif kind == "cached":
-        mine = range(accelerator.process_index, len(survey.rows), world)
-        cuts = (list(mine[i : i + micro_size]) for i in range(0, len(mine), micro_size))
+        rank = accelerator.process_index
+        mine = even_share(len(survey.rows), rank=rank, world_size=world)
+        cuts = (mine[i : i + micro_size] for i in range(0, len(mine), micro_size))
         file, batches = run.path / "reference.safetensors", rows.batches(survey, cuts)
         reference = cached(file, key, batches, scorer, accelerator, competitor=competitor)
 
@@ -223,7 +224,7 @@ def _started_from(
     before = run.read("start.json")
     moved = [name for name in facts if before.get(name) != facts[name]]
     if not moved:
-        return Survey(**before["survey"]), key
+        return _read_survey(run, before), key
     if run.newest is not None:
         raise TrainingError(
             f"the {' and the '.join(moved)} changed since this run began",
@@ -236,3 +237,10 @@ def _started_from(
         run.write("start.json", {**facts, "survey": survey.as_json()})
     accelerator.wait_for_everyone()
     return survey, key
+
+
+def _read_survey(run: RunDirectory, started: Mapping[str, Any]) -> Survey:
+    try:
+        return Survey(**started["survey"])
+    except (KeyError, TypeError):
+        raise damaged(run.path / "start.json", "the survey of its rows is incomplete") from None

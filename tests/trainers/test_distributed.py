@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -19,8 +20,11 @@ LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
 LAUNCH += ["--main_process_port", "0", "-m", "trainers"]
 
 
-def test_two_processes_equal_one(recipe, tmp_path: Path):
+@pytest.mark.parametrize("rows", [10, 9, 1])
+def test_two_processes_equal_one(recipe, tmp_path: Path, rows: int):
+    """Also where a pass over all rows gives one process more of them, or another none."""
     sections = {
+        "data": {"limit": rows},
         "reference": "cached",
         "optim": {"steps": 4, "micro_batch_size": 1, "epsilon": 1e-3},
         "run": {"output": str(tmp_path / "one"), "save_every_steps": 2, "log_every_steps": 1},
@@ -40,7 +44,7 @@ def test_two_processes_equal_one(recipe, tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     # Said once, by one process: rows, what trains, the shape of a step.
-    assert done.stderr.count("10 rows used, 0 dropped") == 1
+    assert done.stderr.count(f"{rows} rows used, 0 dropped") == 1
     assert done.stderr.count("2 processes x 2 micro-batches of 1") == 1
 
     found = [tmp_path / name for name in ("one", "two")]

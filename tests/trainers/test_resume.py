@@ -227,6 +227,32 @@ def test_a_rebuilt_dataset_is_refused(recipe, tmp_path: Path, preference):
         list(train(made))
 
 
+@pytest.mark.parametrize("content", ["", "[]", "half"])
+def test_a_damaged_start_is_said(recipe, tmp_path: Path, content: str):
+    made = recipe(**sections(tmp_path / "run"))
+    stop_after_first_checkpoint(made)
+    file = tmp_path / "run" / "start.json"
+    values = json.loads(file.read_text())
+    del values["survey"]["tokens"]
+    file.write_text(json.dumps(values) if content == "half" else content)
+    with pytest.raises(TrainingError, match=r"start\.json: is damaged .*Put it back"):
+        list(train(made))
+
+
+def test_damaged_reference_scores_are_made_again(recipe, tmp_path: Path, uninterrupted, caplog):
+    folder = tmp_path / "run"
+    made = recipe(**sections(folder))
+    stop_after_first_checkpoint(made)
+    file = folder / "reference.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-5])
+    caplog.set_level("INFO", logger="mmalign")
+    exhaust(made)
+    assert any("is damaged" in record.getMessage() for record in caplog.records)
+    assert file.read_bytes() == whole
+    assert outcome(folder) == uninterrupted
+
+
 def test_two_runs_in_one_folder_are_refused(recipe, tmp_path: Path):
     made = recipe(**sections(tmp_path / "run"))
     first = train(made)

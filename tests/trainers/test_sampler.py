@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mmalign.errors import TrainingError
-from trainers.sampler import Sampler, share_of, total_steps
+from trainers.sampler import Sampler, even_share, share_of, total_steps
 
 
 def stream(sampler: Sampler, steps: int) -> list[int]:
@@ -37,6 +37,13 @@ def test_shares_and_micro_batches_put_together_are_the_batch(world_size: int, mi
     ]
     assert len({len(share) for share in cuts}) == 1
     assert [row for share in cuts for cut in share for row in cut] == sampler.batch(2)
+
+
+@pytest.mark.parametrize(("num_rows", "world_size"), [(8, 2), (7, 2), (1, 4), (5, 3)])
+def test_even_shares_are_equally_long_and_cover_every_row(num_rows: int, world_size: int):
+    shares = [even_share(num_rows, rank=r, world_size=world_size) for r in range(world_size)]
+    assert len({len(share) for share in shares}) == 1
+    assert {row for share in shares for row in share} == set(range(num_rows))
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_in_words():

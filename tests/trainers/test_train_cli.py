@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmalign.cli import run
 from mmalign.config import dump_yaml
+from mmalign.losses import DPO
+from mmalign.scoring.scorer import Scorer
 
 
 def test_the_verbs_import_no_torch():
@@ -29,6 +33,39 @@ def test_estimate_prints(recipe, tmp_path: Path, capsys: pytest.CaptureFixture[s
     file.write_text(dump_yaml(recipe()))
     assert run(["estimate", str(file)]) == 0
     assert "trainable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("output", ["recipe.yaml", "recipe.yaml/run"])
+def test_a_folder_that_cannot_be_made_is_a_sentence(recipe, tmp_path: Path, capsys, output: str):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_yaml(recipe()))
+    assert run(["train", str(file), f"run.output={tmp_path / output}"]) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"cannot be made or written to \(.*\)\. Choose another run\.output", told)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "reference"),
+    [
+        (DPO, "__call__", "adapter_off"),
+        (torch.optim.AdamW, "step", "adapter_off"),
+        (Scorer, "forward", "cached"),
+    ],
+)
+def test_a_full_gpu_is_a_sentence(
+    recipe, tmp_path: Path, capsys, monkeypatch, owner, name: str, reference: str
+):
+    def full(*arguments, **named):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr(owner, name, full)
+    file = tmp_path / "recipe.yaml"
+    made = recipe(loss={"name": "dpo"}, optim={"micro_batch_size": 2}, reference=reference)
+    file.write_text(dump_yaml(made))
+    assert run(["train", str(file)]) == 2
+    told = capsys.readouterr().err
+    assert re.search(r"memory ran out; got a micro-batch of 2 rows, \d+ tokens", told)
+    assert "Lower optim.micro_batch_size" in told
 
 
 def test_a_mistake_is_a_sentence(recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
