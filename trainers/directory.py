@@ -2,7 +2,7 @@
 
 runs/rdpo/
   recipe.yaml               the resolved recipe
-  start.json                what the run started from: dataset, policy, rows used and dropped
+  start.json                what the run started from: dataset, pictures, policy, rows used, dropped
   metrics.jsonl             one line per log step
   checkpoints/step-000100/  model/ (loads with from_pretrained), state/, recipe.yaml,
                             checkpoint.json (written last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ from torch.utils.data import DataLoader
 
 from mmalign.errors import MediaError, TrainingError
 from mmalign.log import progress
+from mmalign.media import read_bytes
 from mmalign.models.load import Policy
 from mmalign.prepare import RowDropped
+from mmalign.records import Media, media_of
 from mmalign.scores import PairTable, Totals
 from mmalign.scoring.plan import Layout, Plan, make_plan
 from mmalign.store import Dataset
@@ -128,8 +131,7 @@ class Rows:
 
         Raises TrainingError where no row is left.
         """
-        count = min(len(self.dataset), self.limit or len(self.dataset))
-        mine = range(accelerator.process_index, count, accelerator.num_processes)
+        mine = range(accelerator.process_index, self._count(), accelerator.num_processes)
         examined = _load(self._examine, mine, self.workers)
         mine_found = list(progress(examined, label="rows", total=len(mine)))
         found = sorted(gather_object(mine_found))
@@ -153,6 +155,23 @@ class Rows:
                 fix="raise data.max_tokens, or look at the rows with `mmalign data`",
             )
         return survey
+
+    def pictures(self, accelerator: Accelerator) -> str:
+        """A hash over the files that rows name by path, which the dataset's own leaves out.
+
+        Processes share the reading. A file that cannot be read counts as such.
+        """
+        found: dict[str, str] = {}
+        mine = range(accelerator.process_index, self._count(), accelerator.num_processes)
+        for row in progress(mine, label="pictures"):
+            for column, media in media_of(self.dataset[row]):
+                path = media.path
+                if not column.endswith("images") or media.bytes is not None or path is None:
+                    continue
+                if path not in found:
+                    found[path] = self._digest(media)
+        everywhere = sorted(set(gather_object(list(found.items()))))
+        return hashlib.sha256(repr(everywhere).encode()).hexdigest()
 
     def batch(self, survey: Survey, places: list[int]) -> Batch:
         """The micro-batch of these places, on the CPU."""
@@ -179,6 +198,15 @@ class Rows:
         except MediaError:
             return row, self._id(row), 0, 0, "unreadable_image"
         return row, made.id, made.num_chosen_tokens, made.num_tokens, None
+
+    def _count(self) -> int:
+        return min(len(self.dataset), self.limit or len(self.dataset))
+
+    def _digest(self, media: Media) -> str:
+        try:
+            return hashlib.sha256(read_bytes(media, self.dataset.media_root)).hexdigest()
+        except MediaError:
+            return "unreadable"
 
     def _id(self, row: int) -> str:
         return self.dataset[row].id

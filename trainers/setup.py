@@ -212,11 +212,12 @@ def _started_from(
 ) -> tuple[Survey, str]:
     """The rows that can be used, and a key that names what the run starts from.
 
-    A resumed run takes them from start.json. Raises TrainingError where dataset or initial policy
-    are no longer the ones its checkpoints were trained from.
+    A resumed run takes them from start.json. Raises TrainingError where dataset, pictures or
+    initial policy are no longer the ones its checkpoints were trained from.
     """
     facts = {
         "dataset": dataset.manifest.content_hash,
+        "pictures": rows.pictures(accelerator),
         "policy": fingerprint(policy.model),
         "recipe": run.recipe_hash,
     }
@@ -228,7 +229,7 @@ def _started_from(
     if run.newest is not None:
         raise TrainingError(
             f"the {' and the '.join(moved)} changed since this run began",
-            where=str(run.path),
+            where=f"{run.path}, trained on {dataset.path}",
             fix="put it back as it was, or choose another run.output",
         )
     survey = rows.survey(accelerator)

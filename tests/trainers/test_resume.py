@@ -9,6 +9,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from mmalign.errors import TrainingError
-from mmalign.records import Preference
+from mmalign.records import Media, Preference
 from mmalign.store import write_dataset
 from trainers.config import Recipe
 from trainers.loop import Finished, Saved, Stepped, train
@@ -251,6 +252,48 @@ def test_damaged_reference_scores_are_made_again(recipe, tmp_path: Path, uninter
     assert any("is damaged" in record.getMessage() for record in caplog.records)
     assert file.read_bytes() == whole
     assert outcome(folder) == uninterrupted
+
+
+@pytest.fixture
+def by_path(recipe, tmp_path: Path, preference) -> tuple[Recipe, Path]:
+    """A recipe whose rows name their pictures by path, and the folder of the pictures."""
+    media = tmp_path / "data" / "media"
+    media.mkdir(parents=True)
+    rows = []
+    for number in range(4):
+        row = preference(number)
+        (media / f"{number}.png").write_bytes(row.images[0].bytes)
+        rows.append(replace(row, images=(Media(path=f"{number}.png"),)))
+    write_dataset(media.parent, Preference, rows)
+    return recipe(**sections(tmp_path / "run"), data={"path": str(media.parent)}), media
+
+
+def test_replaced_pictures_are_refused(by_path):
+    made, media = by_path
+    stop_after_first_checkpoint(made)
+    (media / "0.png").write_bytes((media / "1.png").read_bytes())
+    with pytest.raises(TrainingError, match=r"/data: the pictures changed since this run began"):
+        list(train(made))
+
+
+def test_replaced_pictures_are_surveyed_and_scored_again_before_the_first_checkpoint(by_path):
+    made, media = by_path
+    run = made.model_copy(update={"run": made.run.model_copy(update={"save_every_steps": None})})
+    files = [made.run.output / name for name in ("start.json", "reference.safetensors")]
+    found = []
+    for replaced in (b"", b"", (media / "1.png").read_bytes()):
+        if replaced:
+            (media / "0.png").write_bytes(replaced)
+        started = train(run)
+        next(started)
+        started.close()
+        found.append([file.read_bytes() for file in files])
+    assert found[0] == found[1]
+    assert found[1][0] != found[2][0]
+    assert found[1][1] != found[2][1]
+    (media / "0.png").write_bytes(b"no picture")
+    next(train(run))
+    assert json.loads(files[0].read_text())["survey"]["dropped"] == {"unreadable_image": ["row-0"]}
 
 
 def test_two_runs_in_one_folder_are_refused(recipe, tmp_path: Path):
