@@ -34,12 +34,12 @@ def _merge(
     adapter: Annotated[Path, typer.Argument(help="Folder of a LoRA adapter.")],
     output: Annotated[Path, typer.Argument(help="New folder for the whole model.")],
 ) -> None:
-    """Merge a LoRA adapter into its base: an ordinary checkpoint, to train on or to publish."""
+    """Merge a LoRA adapter into its base, in float32: an ordinary checkpoint to train on."""
     from mmalign.models.load import ModelConfig, load_policy
 
     if output.exists() and any(output.iterdir()):
         raise ModelError("is not empty", where=str(output), fix="choose a new folder")
-    load_policy(ModelConfig(path=str(adapter), dtype="auto")).save(output)
+    load_policy(ModelConfig(path=str(adapter))).save(output)
     typer.echo(output)
 
 

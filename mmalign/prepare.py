@@ -13,17 +13,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
 from pydantic import PositiveInt
 
 from mmalign.config import Strict
-from mmalign.errors import DataError, ModelError
+from mmalign.errors import DataError, MediaError, ModelError
+from mmalign.log import get_logger
 from mmalign.media import media_key, open_image
 from mmalign.models.families import Family
-from mmalign.records import Block, Media, Message
+from mmalign.records import Block, Media, Message, prompt_text, user
 from mmalign.scoring.candidates import Condition, EncodedImage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+
+logger = get_logger("prepare")
 
 
 class RowDropped(DataError):
@@ -71,6 +76,15 @@ class Preparer:
         self._tokenise = lru_cache(maxsize=1024)(self._tokenise_once)
         if self.tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no end-of-turn token", fix="set its eos_token")
+        added = self.tokenizer.added_tokens_decoder.values()
+        self._control = tuple(str(token) for token in added if token.special)
+        self._probe_boundary()
+
+    @property
+    def pad_token_id(self) -> int:
+        """The padding token, or the end of a turn where a tokenizer has none; never attended."""
+        pad = self.tokenizer.pad_token_id
+        return self.tokenizer.eos_token_id if pad is None else pad
 
     def condition(
         self,
@@ -86,8 +100,9 @@ class Preparer:
         Raises MediaError for a picture that cannot be read, RowDropped where the prompt's image
         places and the image features do not match.
         """
+        self._refuse_control(prompt_text(prompt), "prompt", id)
         text = self._render(tuple(prompt), add_generation_prompt=True)
-        pixels = max_pixels or self.limits.max_pixels
+        pixels = min((n for n in (max_pixels, self.limits.max_pixels) if n), default=None)
         encoded = tuple(self._encode(media, media_root, pixels) for media in images)
         ids = self._expand(self._tokenise(text, start=True), encoded, id)
         import torch
@@ -102,11 +117,10 @@ class Preparer:
         return list(self._response(tuple(prompt), text))
 
     def _response_once(self, prompt: tuple[Message, ...], text: str) -> tuple[int, ...]:
+        self._refuse_control(text, "response", "")
         end = self.tokenizer.eos_token_id
         ids = self._tokenise(self._response_text(prompt, text), start=False)
         ids = ids[: ids.index(end)] if end in ids else ids
-        if self.image_token_id in ids:
-            raise RowDropped("image_token_in_response", "the response holds an image placeholder")
         if not ids:
             raise RowDropped("empty_response", "the response has no tokens")
         return (*ids, end)
@@ -134,11 +148,8 @@ class Preparer:
         if limit is None:
             return condition, ids
         longest = max(map(len, ids))
-        if (
-            len(condition.prompt_ids) + longest > limit
-            and self.family.dynamic_resolution
-            and images
-        ):
+        over = len(condition.prompt_ids) + longest > limit
+        if over and images and self.family.token_pixels is not None:
             condition = self._with_fewer_pixels(
                 condition, limit - longest, prompt, images, media_root
             )
@@ -163,19 +174,41 @@ class Preparer:
         media_root: Path | None,
     ) -> Condition:
         """The same condition with pictures shrunk until the prompt fits, or as small as they go."""
+        assert self.family.token_pixels is not None
+        token_pixels = self.family.token_pixels(self.config)
         words = len(condition.prompt_ids) - condition.num_image_tokens
-        room = max(1, prompt_room - words)
-        sizes = [open_image(media, media_root).size for media in images]
-        pixels = max(width * height for width, height in sizes)
-        for _ in range(8):
-            if condition.num_image_tokens <= room or pixels < 256:
-                break
-            # Token counts are rounded up to whole patches, so aim a little under.
-            pixels = max(1, int(pixels * 0.95 * min(0.9, room / condition.num_image_tokens)))
+        room = prompt_room - words
+        pixels = token_pixels * _largest_share([i.num_tokens for i in condition.images], room)
+        while condition.num_image_tokens > room and pixels >= token_pixels:
             condition = self.condition(
-                prompt, images, media_root, id=condition.id, max_pixels=pixels
+                prompt, images, media_root, id=condition.id, max_pixels=int(pixels)
             )
+            # Sides are rounded to whole patches, so the first size may still be a little too large.
+            pixels *= 0.9
         return condition
+
+    def _refuse_control(self, text: str, what: str, row: str) -> None:
+        """A control token in a text would end the turn, or stand for a missing picture."""
+        for token in self._control:
+            if token in text:
+                raise RowDropped(
+                    "control_token",
+                    f"the {what} holds the control token {token}",
+                    where=row or None,
+                )
+
+    def _probe_boundary(self) -> None:
+        """Warn where tokenising a response apart gives other tokens than tokenising it in place."""
+        prompt = user("Is it?")
+        before = self._render(prompt, add_generation_prompt=True)
+        rest = self._response_text(prompt, "It is.")
+        joint = self._tokenise(before + rest, start=True)
+        apart = self._tokenise(before, start=True) + self._tokenise(rest, start=False)
+        if joint != apart:
+            logger.warning(
+                "this tokenizer joins the end of a prompt with the start of a response: responses "
+                "are tokenised apart here, as generation meets them"
+            )
 
     def _render_once(self, prompt: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
         messages = [
@@ -188,9 +221,15 @@ class Preparer:
             }
             for message in prompt
         ]
-        return self.processor.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=False
-        )
+        try:
+            return self.processor.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        except (ValueError, TemplateError) as error:
+            raise ModelError(
+                f"the processor's chat template cannot render a prompt ({error})",
+                fix="give the checkpoint a chat_template.jinja that its model was trained with",
+            ) from None
 
     def _response_text(self, prompt: Sequence[Message], text: str) -> str:
         turn = Message(role="assistant", content=(Block(type="text", text=text),))
@@ -235,10 +274,14 @@ class Preparer:
         if name in self._recent:
             self._recent.move_to_end(name)
             return self._recent[name]
-        image = open_image(media, root)
+        image = open_image(media, root, verify=media.sha256 is not None)
         if max_pixels is not None:
             image = shrink(image, max_pixels)
-        made = self.processor.image_processor(images=[image], return_tensors="pt")
+        try:
+            made = self.processor.image_processor(images=[image], return_tensors="pt")
+        except ValueError as error:
+            where = media.path or f"embedded image {(media.sha256 or '')[:12]}"
+            raise MediaError(f"the image processor refuses it ({error})", where=where) from None
         inputs = {key: made[key] for key in self.family.image_inputs}
         digest = hashlib.sha256(f"{name}".encode()).hexdigest()
         encoded = EncodedImage(
@@ -250,6 +293,19 @@ class Preparer:
         if len(self._recent) > self._cached_images:
             self._recent.popitem(last=False)
         return encoded
+
+
+def _largest_share(sizes: Sequence[int], room: float) -> float:
+    """The cap under which sizes that are larger get cut so that all together fit into `room`.
+
+    Example: sizes 2, 9, 9 and room 12 give 5: 2 + 5 + 5.
+    """
+    for rank, size in enumerate(sorted(sizes)):
+        share = room / (len(sizes) - rank)
+        if size > share:
+            return share
+        room -= size
+    return max(sizes)
 
 
 def shrink(image: Image, max_pixels: int) -> Image:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmalign.generate.base import Generation, Request, Sampling, request_seed
-from mmalign.models.load import ModelConfig, Policy, load_policy
+from mmalign.models.load import ModelConfig, Policy, base_model, load_policy, resolve_adapter
 from mmalign.scoring.candidates import Condition
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class LocalGenerator:
 
     def __init__(self, policy: Policy, *, name: str = "policy", batch_size: int = 32) -> None:
         self.policy, self._name, self.batch_size = policy, name, batch_size
-        self._banned = _banned_ids(policy)
+        self._banned, self._end = _banned_ids(policy), _end_ids(policy)
+        self._pad = policy.preparer.pad_token_id
 
     @classmethod
     def from_checkpoint(
@@ -37,12 +39,12 @@ class LocalGenerator:
         import torch
 
         config = ModelConfig(path=config) if isinstance(config, str) else config
-        policy = load_policy(config)
+        policy = load_policy(config, merge=False)
         policy.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         policy.model.eval()
-        name = f"{config.path}@{config.revision or fingerprint(config.path)}"
-        if config.adapter:
-            name += f"+{config.adapter}@{fingerprint(config.adapter)}"
+        base, adapter = resolve_adapter(config)
+        parts = [base, adapter] if adapter else [base]
+        name = "+".join(f"{part}@{fingerprint(part) or commit_of(policy)}" for part in parts)
         return cls(policy, name=name, batch_size=batch_size)
 
     @property
@@ -69,7 +71,7 @@ class LocalGenerator:
         return len(self.policy.preparer.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def image_features(self, images: Sequence[Image]) -> torch.Tensor:
-        """Mean over each picture's projected features, as the language model receives them.
+        """Mean over each picture's projected features, at the processor's own resolution.
 
         Returns [N, H] float32 on the CPU: the retrieval embedding of Re-Align's text.
         """
@@ -103,11 +105,11 @@ class LocalGenerator:
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
-        tokenizer, family = self.policy.preparer.tokenizer, self.policy.family
+        family = self.policy.family
         device = next(self.policy.model.parameters()).device
         rows = [condition.prompt_ids + prefill for condition, prefill in prepared]
         width = max(map(len, rows))
-        ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+        ids = torch.full((len(rows), width), self._pad)
         mask = torch.zeros_like(ids)
         is_image = torch.zeros_like(ids)
         for r, (row, (condition, _)) in enumerate(zip(rows, prepared, strict=True)):
@@ -124,12 +126,12 @@ class LocalGenerator:
         if family.num_axes > 1:
             vision["mm_token_type_ids"] = is_image.to(device)
         fixed = requests[0].num_tokens
-        end = self._end_ids()
+        end = self._end
         processors: list[Any] = [_ban(self._banned + (end if fixed else []))]
         if sampling.temperature > 0:
             seeds = [request_seed(sampling.seed, request.id) for request in requests]
             processors.append(_gumbel(seeds, sampling.temperature, sampling.top_p))
-        with torch.inference_mode():
+        with torch.inference_mode(), _plain_decoding(self.policy.model):
             out = self.policy.model.generate(  # type: ignore[operator]
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -139,19 +141,17 @@ class LocalGenerator:
                     do_sample=False,
                     num_beams=1,
                     eos_token_id=end,
-                    pad_token_id=tokenizer.pad_token_id,
+                    pad_token_id=self._pad,
                 ),
                 **vision,
             )
         return [
-            self._finish(request, prefill, new.tolist(), end)
+            self._finish(request, prefill, new.tolist())
             for request, (_, prefill), new in zip(requests, prepared, out[:, width:], strict=True)
         ]
 
-    def _finish(
-        self, request: Request, prefill: list[int], new: list[int], end: list[int]
-    ) -> Generation:
-        cut = next((i for i, token in enumerate(new) if token in end), None)
+    def _finish(self, request: Request, prefill: list[int], new: list[int]) -> Generation:
+        cut = next((i for i, token in enumerate(new) if token in self._end), None)
         kept = new if cut is None else new[:cut]
         decode = self.policy.preparer.tokenizer.decode
         if not prefill:
@@ -169,24 +169,48 @@ class LocalGenerator:
             finished=cut is not None or bool(request.num_tokens),
         )
 
-    def _end_ids(self) -> list[int]:
-        declared = self.policy.model.generation_config.eos_token_id  # type: ignore[union-attr]
-        declared = declared if isinstance(declared, list) else [declared]
-        ids = {self.policy.preparer.tokenizer.eos_token_id, *declared} - {None}
-        return sorted(ids)
+
+@contextmanager
+def _plain_decoding(model: Any) -> Iterator[None]:
+    """Set a checkpoint's own decoding settings aside.
+
+    transformers fills what our settings leave open from the model's, so that a repetition penalty
+    shipped with a checkpoint would change greedy answers without anybody having asked for it.
+    """
+    from transformers import GenerationConfig
+
+    base = base_model(model)
+    shipped, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = shipped
 
 
-def fingerprint(path: str) -> str:
-    """Sixteen hex digits that change with a local folder's weights; a hub name gives 'hub'.
+def _end_ids(policy: Policy) -> list[int]:
+    """Tokens that end a turn: the tokenizer's, and those the checkpoint declares."""
+    declared = base_model(policy.model).generation_config.eos_token_id
+    declared = declared if isinstance(declared, list) else [declared]
+    return sorted({policy.preparer.tokenizer.eos_token_id, *declared} - {None})
 
-    Hashes every weight file's name, size and content; of files over 64 MiB, 64 blocks of 1 MiB
-    spread evenly.
+
+def commit_of(policy: Policy) -> str:
+    """The hub commit that a model was loaded from."""
+    return getattr(policy.model.config, "_commit_hash", None) or "unknown"
+
+
+def fingerprint(path: str) -> str | None:
+    """Sixteen hex digits that change with what a local folder computes; None for a hub name.
+
+    Hashes name, size and content of weights, configs, tokenizer and templates; of files over
+    64 MiB, 64 blocks of 1 MiB spread evenly.
     """
     folder = Path(path)
     if not folder.is_dir():
-        return "hub"
+        return None
     digest = hashlib.sha256()
-    for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*config.json")]):
+    kinds = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+    for file in sorted(file for kind in kinds for file in folder.glob(kind)):
         size = file.stat().st_size
         digest.update(f"{file.name}:{size};".encode())
         with open(file, "rb") as source:

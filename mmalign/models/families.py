@@ -22,23 +22,26 @@ ImageInputs = Mapping[str, "Tensor"]
 class Family:
     """What the library must know of one family of vision-language models.
 
+    towers: vision architectures under which the other facts hold; empty for the family's own one.
     vision, projector: module paths under the multimodal body (`model.model`), for freezing and
         for the parameter table; everything else counts as language model.
     num_image_tokens: placeholder tokens of one processed image, from its own inputs.
     positions: position ids [A, S] of a prompt (A axes: 1, or 3 for M-RoPE).
-    dynamic_resolution: True where a smaller picture gives fewer image tokens.
+    token_pixels: pixels that one image token stands for, where a smaller picture gives fewer
+        tokens; None where every picture gives as many.
     lora_targets: regular expression of the linear layers that LoRA adapts by default: those of the
         language model; the vision tower and the projector stay as they are.
     """
 
     name: str
     model_types: tuple[str, ...]
+    towers: tuple[str, ...]
     vision: str
     projector: str
     image_inputs: tuple[str, ...]
     num_image_tokens: Callable[[ImageInputs, Any], int]
     positions: Callable[[Tensor, list[ImageInputs], Any], Tensor]
-    dynamic_resolution: bool
+    token_pixels: Callable[[Any], int] | None
     lora_targets: str
 
     @property
@@ -50,12 +53,15 @@ class Family:
 def family_of(config: Any) -> Family:
     """The entry for a transformers config. Raises ModelError naming the known families."""
     for family in FAMILIES:
-        if config.model_type in family.model_types:
+        if config.model_type in family.model_types and (
+            not family.towers or config.vision_config.model_type in family.towers
+        ):
             return family
     known = ", ".join(t for family in FAMILIES for t in family.model_types)
     raise ModelError(
         "this model family is not supported yet",
-        got=f"model_type {config.model_type}",
+        got=f"model_type {config.model_type}, "
+        f"vision {getattr(getattr(config, 'vision_config', None), 'model_type', None)}",
         wanted=known,
         fix="add one entry to mmalign/models/families.py (see CONTRIBUTING.md)",
     )
@@ -109,29 +115,35 @@ def _qwen_tokens(inputs: ImageInputs, config: Any) -> int:
     return int(inputs["image_grid_thw"].prod()) // config.vision_config.spatial_merge_size**2
 
 
+def _qwen_token_pixels(config: Any) -> int:
+    return (config.vision_config.patch_size * config.vision_config.spatial_merge_size) ** 2
+
+
 _ATTENTION_AND_MLP = r"(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
 FAMILIES = (
     Family(
         name="llava15",
         model_types=("llava",),
+        towers=("clip_vision_model",),
         vision="vision_tower",
         projector="multi_modal_projector",
         image_inputs=("pixel_values",),
         num_image_tokens=_llava_tokens,
         positions=linear_positions,
-        dynamic_resolution=False,
+        token_pixels=None,
         lora_targets=rf".*language_model.*\.{_ATTENTION_AND_MLP}",
     ),
     Family(
         name="qwen25vl",
         model_types=("qwen2_5_vl",),
+        towers=(),
         vision="visual",
         projector="visual.merger",
         image_inputs=("pixel_values", "image_grid_thw"),
         num_image_tokens=_qwen_tokens,
         positions=mrope_positions,
-        dynamic_resolution=True,
+        token_pixels=_qwen_token_pixels,
         lora_targets=rf".*language_model.*\.{_ATTENTION_AND_MLP}",
     ),
 )

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 class Lora(Strict):
-    """Low-rank adapters. `targets` None takes the family's: every linear layer of the LLM."""
+    """Low-rank adapters on linear layers.
+
+    targets: None for the family's (every one of the language model), names of the language model's
+    layers such as [q_proj, v_proj], or a regular expression over the whole model's module names.
+    """
 
     rank: PositiveInt = 64
     alpha: PositiveInt = 128
@@ -38,7 +42,7 @@ class TrainParts(Strict):
 class ModelConfig(Strict):
     """Where a model comes from and how it is loaded.
 
-    path: a local folder, or a hub name. adapter: a folder with a LoRA to merge in first.
+    path: a local folder, or a hub name. adapter: a folder with a LoRA to put on it.
     max_pixels: larger pictures are shrunk to this many pixels, in training and evaluation alike.
     """
 
@@ -82,12 +86,17 @@ class Policy:
         self.processor.save_pretrained(str(path))
 
 
-def load_policy(config: ModelConfig, limits: TokenLimits | None = None) -> Policy:
+def load_policy(
+    config: ModelConfig, limits: TokenLimits | None = None, *, merge: bool = True
+) -> Policy:
     """Load a policy, add fresh LoRA adapters if asked, and freeze what shall not train.
 
+    merge: whether an adapter of the checkpoint becomes part of its weights. Left apart, as for
+        evaluation, the model computes what was trained: in 16 bits, a merged weight would round
+        small changes away.
     Raises ModelError for a folder that is no complete checkpoint, or an unsupported family.
     """
-    model, processor = load_model(config)
+    model, processor = load_model(config, merge=merge)
     family = family_of(model.config)
     model.requires_grad_(False)
     if config.lora is not None:
@@ -105,22 +114,31 @@ def load_policy(config: ModelConfig, limits: TokenLimits | None = None) -> Polic
     )
 
 
-def load_model(config: ModelConfig) -> tuple[Any, Any]:
-    """The bare transformers model, its adapter merged, in eval mode, and its processor."""
+def load_model(config: ModelConfig, *, merge: bool = True) -> tuple[Any, Any]:
+    """The transformers model with its adapter, in eval mode, and its processor."""
     import torch
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     quiet_libraries()
-    path, adapter = _resolve_adapter(config)
+    path, adapter = resolve_adapter(config)
     _check_folder(path)
+    if adapter is not None and merge and config.dtype != "float32":
+        raise ModelError(
+            "an adapter is merged in float32, or its small changes are rounded away",
+            where=adapter,
+            got=f"model.dtype={config.dtype}",
+            fix="use model.dtype=float32, or `mmalign merge` and train on the merged folder",
+        )
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
+    hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
+        family_of(AutoConfig.from_pretrained(path, **hub))
+        model, found = AutoModelForImageTextToText.from_pretrained(
             path,
-            revision=config.revision,
             dtype=dtype,
             attn_implementation=config.attention,
-            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+            **hub,
         )
         processor = _processor(path, config.revision, config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -135,10 +153,17 @@ def load_model(config: ModelConfig) -> tuple[Any, Any]:
         raise ModelError(
             f"weights are damaged ({error})", where=path, fix="copy it again"
         ) from None
+    if lost := sorted([*found["missing_keys"], *found["mismatched_keys"]]):
+        # transformers only warns, and goes on with random weights.
+        raise ModelError(
+            "weights are missing or have another shape",
+            where=path,
+            got=f"{len(lost)} such tensors, {lost[0]} among them",
+            fix="copy the checkpoint again, or correct its config.json",
+        )
     if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, adapter).merge_and_unload()
+        model = _with_adapter(model, adapter)
+        model = model.merge_and_unload() if merge else model
     return model.eval(), processor
 
 
@@ -148,6 +173,7 @@ def load_processor(
     """Only the preparer of a checkpoint, without its weights: for previews and estimates."""
     from transformers import AutoConfig
 
+    path, _ = resolve_adapter(ModelConfig(path=path))
     _check_folder(path)
     try:
         config = AutoConfig.from_pretrained(
@@ -159,9 +185,16 @@ def load_processor(
     return Preparer(processor, config, family_of(config))
 
 
+def base_model(model: Any) -> Any:
+    """The transformers model itself, also inside a PeftModel."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
 def part_of(parameter: str, family: Family) -> Literal["vision", "projector", "language_model"]:
     """Which part a parameter belongs to, by its name; the head counts as language model."""
-    inside = f".{parameter}."
+    inside = f".{parameter}.".replace(".modules_to_save.default", "").replace(
+        ".original_module", ""
+    )
     if f".{family.projector}." in inside:
         return "projector"
     return "vision" if f".{family.vision}." in inside else "language_model"
@@ -197,7 +230,7 @@ def _with_lora(model: Any, family: Family, config: ModelConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
     assert config.lora is not None
-    if _resolve_adapter(config)[1] is not None:
+    if resolve_adapter(config)[1] is not None:
         # The new adapter's file would name the base without the old one, and lose it on loading.
         raise ModelError(
             "a new LoRA adapter on top of an unmerged one cannot be saved by itself",
@@ -210,23 +243,61 @@ def _with_lora(model: Any, family: Family, config: ModelConfig) -> Any:
             fix="drop model.lora, or set model.train.language_model=true",
         )
     targets = config.lora.targets or family.lora_targets
+    if not isinstance(targets, str):
+        # The vision tower has layers of the same names, which are not meant.
+        targets = rf".*language_model.*\.({'|'.join(targets)})"
     # Saved with the adapter, and given back when it is switched off.
     whole = [m for m in ("vision", "projector") if getattr(config.train, m)]
-    model = get_peft_model(
-        model,
-        LoraConfig(
-            r=config.lora.rank,
-            lora_alpha=config.lora.alpha,
-            lora_dropout=config.lora.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            modules_to_save=[getattr(family, name).split(".")[-1] for name in whole] or None,
-            base_model_name_or_path=config.path,
-        ),
-    )
+    if "vision" in whole and family.projector.startswith(f"{family.vision}."):
+        whole = ["vision"]
+    try:
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                r=config.lora.rank,
+                lora_alpha=config.lora.alpha,
+                lora_dropout=config.lora.dropout,
+                target_modules=targets,
+                modules_to_save=[getattr(family, name).split(".")[-1] for name in whole] or None,
+                base_model_name_or_path=config.path,
+            ),
+        )
+    except ValueError as error:
+        raise ModelError(
+            f"LoRA finds nothing to adapt ({_first_line(error)})",
+            got=f"model.lora.targets={targets}",
+        ) from None
+    for name, parameter in model.named_parameters():
+        # A projector inside the vision tower comes along with it, and may be meant to stay.
+        if part_of(name, family) == "projector" and not config.train.projector:
+            parameter.requires_grad_(False)
     return model
 
 
-def _resolve_adapter(config: ModelConfig) -> tuple[str, str | None]:
+def _with_adapter(model: Any, adapter: str) -> Any:
+    """The model with a saved adapter on it. Raises ModelError where a tensor finds no place."""
+    from peft import PeftModel, get_peft_model_state_dict
+    from safetensors import safe_open
+
+    file = Path(adapter) / "adapter_model.safetensors"
+    if not file.exists():
+        raise ModelError("holds no adapter", where=adapter, wanted="adapter_model.safetensors")
+    try:
+        model = PeftModel.from_pretrained(model, adapter)
+        with safe_open(file, "pt") as stored:
+            names = set(stored.keys())
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise ModelError(f"does not fit its base ({_first_line(error)})", where=adapter) from error
+    if odd := names ^ set(get_peft_model_state_dict(model)):
+        raise ModelError(
+            "does not fit its base: peft would skip some of it",
+            where=adapter,
+            got=f"{len(odd)} tensors without a place, {min(odd)} among them",
+        )
+    return model
+
+
+def resolve_adapter(config: ModelConfig) -> tuple[str, str | None]:
     """(base, adapter): a folder that holds only an adapter names its base itself."""
     folder = Path(config.path)
     if config.adapter is None and (folder / "adapter_config.json").exists():

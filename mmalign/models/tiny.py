@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from mmalign.config import Strict
 from mmalign.errors import ModelError
@@ -72,6 +72,13 @@ class TinyModel(Strict):
     max_tokens: PositiveInt = 4096
     pixel_mean: float = 0.5
     pixel_std: float = 0.5
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> TinyModel:
+        head = self.text.hidden // self.text.heads
+        if self.family == "qwen25vl" and head % 16:
+            raise ValueError(f"qwen25vl needs heads of a multiple of 16 wide, not {head}")
+        return self
 
     def build(self) -> Path:
         """Make the model and its processor, save both, and return the folder.

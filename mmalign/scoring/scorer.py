@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.models.families import Family
+from mmalign.models.load import base_model
 from mmalign.scores import TokenScores
 from mmalign.scoring.logps import token_logps
 from mmalign.scoring.plan import Plan
@@ -79,7 +80,7 @@ class Scorer(nn.Module):
 
 def body_and_head(model: nn.Module) -> tuple[Any, Any]:
     """The multimodal body (tokens and pictures to hidden states) and the vocabulary projection."""
-    base: Any = model.get_base_model() if hasattr(model, "peft_config") else model  # type: ignore[operator]
+    base = base_model(model)
     return base.model, base.get_output_embeddings()
 
 

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmalign.errors import MediaError
 from mmalign.media import embed
 from mmalign.models.load import load_processor
 from mmalign.models.tiny import TinyModel
-from mmalign.prepare import Preparer, RowDropped, TokenLimits, shrink
+from mmalign.prepare import Preparer, RowDropped, TokenLimits, _largest_share, shrink
 from mmalign.records import Block, Message, user
 
 
@@ -61,7 +62,7 @@ def test_a_placeholder_in_a_response_drops_the_row(preparer):
     name = preparer.tokenizer.decode([preparer.image_token_id])
     with pytest.raises(RowDropped) as caught:
         preparer.response(user("hi"), f"I see {name} there")
-    assert caught.value.reason == "image_token_in_response"
+    assert caught.value.reason == "control_token"
 
 
 def test_an_empty_response_drops_the_row(preparer):
@@ -91,7 +92,7 @@ def test_over_budget_fewer_pixels_come_before_a_shorter_response(preparer):
     words = len(preparer.condition(prompt, [picture(64, 64)], None).prompt_ids) - 64
     limit = words + 40 + 21
     small = with_limits(preparer, max_tokens=limit)
-    if preparer.family.dynamic_resolution:
+    if preparer.family.token_pixels:
         condition, (ids,) = small.fit(prompt, [picture(64, 64)], [response], None)
         assert condition.num_image_tokens <= 40
         assert len(ids) >= 21
@@ -125,7 +126,7 @@ def test_then_the_row_is_dropped(preparer):
 def test_max_pixels_shrinks_pictures_of_families_with_dynamic_resolution(preparer):
     small = with_limits(preparer, max_pixels=16 * 16)
     condition = small.condition(user("hi", images=1), [picture(64, 64)], None)
-    assert condition.num_image_tokens == (4 if preparer.family.dynamic_resolution else 64)
+    assert condition.num_image_tokens == (4 if preparer.family.token_pixels else 64)
 
 
 def test_shrink_keeps_the_shape():
@@ -149,3 +150,55 @@ def test_recent_pictures_are_processed_once(preparer, monkeypatch):
     for _ in range(3):
         fresh.condition(user("hi", images=1), [media], None)
     assert len(calls) == 1
+
+
+def test_a_control_token_in_a_text_drops_the_row(preparer):
+    end = preparer.tokenizer.eos_token
+    for text in (f"a cat {end} and a dog", end):
+        with pytest.raises(RowDropped) as caught:
+            preparer.response(user("hi"), text)
+        assert caught.value.reason == "control_token"
+    with pytest.raises(RowDropped) as caught:
+        preparer.condition(user(f"hi {end}"), (), None, id="row-4")
+    assert "row-4" in str(caught.value)
+
+
+def test_a_large_picture_is_shrunk_from_the_size_its_processor_gave_it(preparer):
+    """One token too many is one size smaller, however large the file."""
+    if preparer.family.token_pixels is None:
+        pytest.skip("every picture gives as many tokens")
+    prompt, media = user("hi", images=1), picture(1000, 1000)
+    whole = preparer.condition(prompt, [media], None)
+    response = preparer.response(prompt, "a dog")
+    limit = len(whole.prompt_ids) + len(response) - 1
+    condition, (ids,) = with_limits(preparer, max_tokens=limit).fit(
+        prompt, [media], ["a dog"], None
+    )
+    assert ids == response
+    assert whole.num_image_tokens / 2 < condition.num_image_tokens < whole.num_image_tokens
+
+
+def test_room_is_shared_by_cutting_the_largest():
+    assert _largest_share([2, 9, 9], 12) == 5
+    assert _largest_share([4], 3) == 3
+    assert _largest_share([1, 2], 10) == 2
+
+
+def test_a_picture_that_its_processor_refuses_is_a_media_error(preparer):
+    if preparer.family.token_pixels is None:
+        pytest.skip("this family crops instead")
+    with pytest.raises(MediaError, match="refuses"):
+        preparer.condition(user("hi", images=1), [picture(900, 4)], None)
+
+
+def test_a_processor_without_a_template_is_told(preparer, tmp_path):
+    import shutil
+
+    from mmalign.errors import ModelError
+
+    preparer.processor.save_pretrained(tmp_path / "p")
+    preparer.config.save_pretrained(tmp_path / "p")
+    (tmp_path / "p" / "chat_template.jinja").unlink()
+    with pytest.raises(ModelError, match="chat template"):
+        load_processor(str(tmp_path / "p"))
+    shutil.rmtree(tmp_path / "p")

@@ -93,11 +93,49 @@ def test_top_p_keeps_the_nucleus_only():
     assert set(noisy.argmax(-1).tolist()) == {0, 1}
 
 
-def test_placeholders_are_never_generated(generator, requests):
-    hot = Sampling(max_new_tokens=40, temperature=50.0)
-    for made in generator.generate(requests, hot):
-        assert "<image>" not in made.text
-        assert "<|image_pad|>" not in made.text
+def test_placeholders_are_never_generated(generator, requests, monkeypatch):
+    """Looked for among the token ids: the text of a special token is never shown."""
+    seen: set[int] = set()
+    finish = LocalGenerator._finish
+
+    def spy(self, request, prefill, new):
+        seen.update(new[: new.index(self._end[0])] if self._end[0] in new else new)
+        return finish(self, request, prefill, new)
+
+    monkeypatch.setattr(LocalGenerator, "_finish", spy)
+    generator.generate(requests, Sampling(max_new_tokens=60, temperature=50.0))
+    assert len(seen) > 10
+    assert not seen & set(generator._banned)
+    assert generator.policy.preparer.image_token_id in generator._banned
+
+
+def test_decoding_settings_of_the_checkpoint_are_set_aside(generator, requests):
+    """A shipped repetition penalty would change greedy answers unasked."""
+    config = generator.policy.model.generation_config
+    plain = generator.generate(requests, Sampling(max_new_tokens=6))
+    config.repetition_penalty, config.no_repeat_ngram_size = 1.8, 1
+    try:
+        assert generator.generate(requests, Sampling(max_new_tokens=6)) == plain
+        assert generator.policy.model.generation_config is config
+    finally:
+        config.repetition_penalty, config.no_repeat_ngram_size = None, None
+
+
+def test_an_adapter_answers_as_it_was_trained_and_names_its_base(path, tmp_path, requests):
+    from mmalign.models.load import Lora, ModelConfig, load_policy
+
+    policy = load_policy(ModelConfig(path=str(path), lora=Lora(rank=4, alpha=8)))
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    policy.save(tmp_path / "adapter")
+    trained = LocalGenerator(policy, batch_size=3)
+    loaded = LocalGenerator.from_checkpoint(str(tmp_path / "adapter"), batch_size=3)
+    sampling = Sampling(max_new_tokens=6)
+    assert loaded.generate(requests, sampling) == trained.generate(requests, sampling)
+    assert fingerprint(str(path)) in loaded.name
+    assert fingerprint(str(tmp_path / "adapter")) in loaded.name
 
 
 def test_fixed_lengths_are_kept(generator):

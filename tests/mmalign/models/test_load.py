@@ -132,3 +132,70 @@ def test_an_unknown_family_names_the_known_ones(tmp_path):
 
     with pytest.raises(ModelError, match="llava, qwen2_5_vl"):
         family_of(Blip2Config())
+
+
+def test_a_tensor_that_is_missing_is_no_random_tensor(path, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(path, tmp_path / "lost")
+    weights = load_file(path / "model.safetensors")
+    name = next(n for n in weights if n.endswith("layers.1.self_attn.q_proj.weight"))
+    del weights[name]
+    save_file(weights, tmp_path / "lost" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"missing.*q_proj"):
+        load_policy(ModelConfig(path=str(tmp_path / "lost")))
+
+
+def test_an_adapter_that_peft_would_skip_is_refused(path, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    load_policy(ModelConfig(path=str(path), lora=Lora(rank=4, alpha=8))).save(tmp_path / "a")
+    file = tmp_path / "a" / "adapter_model.safetensors"
+    odd = {name.replace("layers.1.", "layers.7."): t for name, t in load_file(file).items()}
+    save_file(odd, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="does not fit its base"):
+        load_policy(ModelConfig(path=str(tmp_path / "a")))
+
+
+@pytest.mark.parametrize("vision", [False, True])
+@pytest.mark.parametrize("projector", [False, True])
+def test_parts_trained_beside_lora_are_those_asked_for_and_load_again(
+    path, tmp_path, vision, projector
+):
+    parts = TrainParts(vision=vision, projector=projector)
+    config = ModelConfig(path=str(path), lora=Lora(rank=4, alpha=8), train=parts)
+    policy = load_policy(config)
+    wanted = {"vision": vision, "projector": projector, "language_model": True}
+    assert trainable(policy) == wanted
+    policy.save(tmp_path / "a")
+    load_policy(ModelConfig(path=str(tmp_path / "a")))
+
+
+def test_layer_names_mean_the_language_models(path):
+    lora = Lora(rank=4, alpha=8, targets=("q_proj", "v_proj"))
+    policy = load_policy(ModelConfig(path=str(path), lora=lora))
+    assert trainable(policy) == {"vision": False, "projector": False, "language_model": True}
+
+
+def test_lora_mistakes_are_sentences(path, tmp_path):
+    lora = Lora(rank=4, alpha=8, targets=("nothing_like_it",))
+    with pytest.raises(ModelError, match="finds nothing to adapt"):
+        load_policy(ModelConfig(path=str(path), lora=lora))
+    with pytest.raises(ModelError, match="holds no adapter"):
+        load_policy(ModelConfig(path=str(path), adapter=str(tmp_path)))
+
+
+def test_an_adapter_is_merged_in_float32_only(path, tmp_path):
+    load_policy(ModelConfig(path=str(path), lora=Lora(rank=4, alpha=8))).save(tmp_path / "a")
+    with pytest.raises(ModelError, match="merged in float32"):
+        load_policy(ModelConfig(path=str(tmp_path / "a"), dtype="bfloat16"))
+    load_policy(ModelConfig(path=str(tmp_path / "a"), dtype="bfloat16"), merge=False)
+
+
+def test_another_vision_tower_is_another_family():
+    from transformers import LlavaConfig, SiglipVisionConfig
+
+    from mmalign.models.families import family_of
+
+    with pytest.raises(ModelError, match="siglip_vision_model"):
+        family_of(LlavaConfig(vision_config=SiglipVisionConfig()))
