@@ -133,13 +133,14 @@ def load_model(config: ModelConfig, *, merge: bool = True) -> tuple[Any, Any]:
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         family_of(AutoConfig.from_pretrained(path, **hub))
-        model, found = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
             path,
             dtype=dtype,
             attn_implementation=config.attention,
             output_loading_info=True,
             **hub,
         )
+        model, found = loaded
         processor = _processor(path, config.revision, config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
