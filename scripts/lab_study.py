@@ -123,8 +123,10 @@ def make_pool(root: Path, seed: int, pool: str) -> None:
     build("scenes_pairs.yaml", [f"output={data}/scenes", f"seed={200 + seed}", *world])
     common = [f"source={data}/scenes", f"seed={seed}", f"generator.model.path={base}"]
     build("pairs.yaml", [f"output={data}/realign", *common])
-    build("pairs_on_policy.yaml", [f"output={data}/on_policy", *common])
-    for method, (recipe, overrides, source) in METHODS.items():
+    if pool == "balanced":
+        build("pairs_on_policy.yaml", [f"output={data}/on_policy", *common])
+    for method in methods_of(pool):
+        recipe, overrides, source = METHODS[method]
         for rate in RATES:
             name = f"{method.replace(' ', '-')}@{rate:g}"
             run = data / "runs" / name
@@ -134,6 +136,11 @@ def make_pool(root: Path, seed: int, pool: str) -> None:
                  f"run.output={run}", f"run.seed={seed}", *overrides],
             )  # fmt: skip
             evaluate(root, name, run / "model", folder / "eval" / f"{pool}-{name}")
+
+
+def methods_of(pool: str) -> list[str]:
+    """Pairs from the policy's own answers are compared in one pool only."""
+    return [m for m, (_, _, source) in METHODS.items() if source == "realign" or pool == "balanced"]
 
 
 def run_jobs(jobs: list[list[str]], workers: int, output: Path) -> None:
@@ -234,13 +241,13 @@ def tables(root: Path, seeds: list[int]) -> str:
     for pool in POOLS:
         out += [f"\n### Pair pool: {pool}, best learning rate of each method\n", HEAD]
         out.append(runs.line("base", "base"))
-        for method in METHODS:
+        for method in methods_of(pool):
             best = runs.best_rate(pool, method)
             out.append(runs.line(f"{method} @{best.split('@')[1]}", best))
         for rate in RATES:
             out += [f"\n### Pair pool: {pool}, everything at {rate:g}\n", HEAD]
             out.append(runs.line("base", "base"))
-            for method in METHODS:
+            for method in methods_of(pool):
                 out.append(runs.line(method, f"{pool}-{method.replace(' ', '-')}@{rate:g}"))
     return "\n".join(out)
 

@@ -181,7 +181,7 @@ class Rows:
             self.family,
             self.layout,
             image_token_id=self.preparer.image_token_id,
-            pad_token_id=pad_token_id(self.preparer.tokenizer),
+            pad_token_id=self.preparer.pad_token_id,
         )
         return Batch(places=places, plan=plan, table=self.objective.table(rows))
 
@@ -235,8 +235,3 @@ def _load(function: Callable[[Any], T], items: Iterable[Any], workers: int) -> I
         generator=torch.Generator(),
     )
     return iter(loader)
-
-
-def pad_token_id(tokenizer: Any) -> int:
-    """The padding token, or the end-of-turn token where a tokenizer has none; never attended."""
-    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
