@@ -103,7 +103,7 @@ class DigitScenes(Strict):
     p_break: float = Field(0.3, ge=0, le=1)  # a digit comes without its partner
     p_color: float = Field(0.6, ge=0, le=1)  # a digit wears its usual colour
     two_pairs: float = Field(0.5, ge=0, le=1)  # a scene holds two pairs of partners
-    noise: float = Field(0.12, ge=0)  # standard deviation, of a digit's full brightness
+    noise: float = Field(0.08, ge=0)  # standard deviation, of a digit's full brightness
     tasks: tuple[Literal["caption", "question"], ...] = Field(("caption",), min_length=1)
     questions_per_scene: int = Field(2, gt=0)
     # Pictures as bytes in the rows, or as files under media/.
