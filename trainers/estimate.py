@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from mmalign.errors import MediaError
 from mmalign.losses.base import Need
 from mmalign.models.families import Family
-from mmalign.models.load import ModelConfig, Part, load_processor, part_of
+from mmalign.models.load import ModelConfig, Part, load_processor, lora_pattern, part_of
 from mmalign.prepare import Preparer, RowDropped, TokenLimits
 from mmalign.store import MANIFEST, open_dataset
 from trainers.config import Recipe
@@ -104,9 +104,9 @@ def count_parts(model: nn.Module, family: Family, config: ModelConfig) -> list[P
         counts[part][0] += parameter.numel()
         counts[part][1] += parameter.numel() * whole
     if config.lora is not None:
-        targets = config.lora.targets or family.lora_targets
+        targets = lora_pattern(config.lora, family)
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear) and _is_target(name, targets):
+            if isinstance(module, nn.Linear) and re.fullmatch(targets, name):
                 added = config.lora.rank * (module.in_features + module.out_features)
                 counts[part_of(f"{name}.weight", family)][0] += added
                 counts[part_of(f"{name}.weight", family)][1] += added
@@ -167,10 +167,3 @@ def memory_of(
         optimizer=moments * trainable,
         activations=held * tokens.longest * per_token,
     )
-
-
-def _is_target(name: str, targets: str | Sequence[str]) -> bool:
-    """As peft reads target_modules: a whole-name pattern, or a list of last names."""
-    if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    return any(name == target or name.endswith(f".{target}") for target in targets)

@@ -227,6 +227,14 @@ def trained_outside_adapter(model: nn.Module) -> list[str]:
     ]
 
 
+def lora_pattern(lora: Lora, family: Family) -> str:
+    """The regular expression that a module's whole name must match to be adapted."""
+    if lora.targets is None or isinstance(lora.targets, str):
+        return lora.targets or family.lora_targets
+    # The vision tower has layers of the same names, which are not meant.
+    return rf".*language_model.*\.({'|'.join(lora.targets)})"
+
+
 def _with_lora(model: Any, family: Family, config: ModelConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
@@ -243,10 +251,7 @@ def _with_lora(model: Any, family: Family, config: ModelConfig) -> Any:
             "LoRA adapts the language model, but model.train.language_model is false",
             fix="drop model.lora, or set model.train.language_model=true",
         )
-    targets = config.lora.targets or family.lora_targets
-    if not isinstance(targets, str):
-        # The vision tower has layers of the same names, which are not meant.
-        targets = rf".*language_model.*\.({'|'.join(targets)})"
+    targets = lora_pattern(config.lora, family)
     # Saved with the adapter, and given back when it is switched off.
     whole = [m for m in ("vision", "projector") if getattr(config.train, m)]
     if "vision" in whole and family.projector.startswith(f"{family.vision}."):
