@@ -233,6 +233,23 @@ class Runs:
         cells.append(f"{self.value(name, 'home', 'exact'):.1f}")
         return "| " + " | ".join(cells) + " |"
 
+    def against_control(self, pool: str, method: str, rate: float) -> str:
+        """CHAIR_i and recall of a method against SFT on the chosen, same pool and rate."""
+        from evals.stats import paired_difference
+
+        control, clusters = self.metrics(f"{pool}-sft@{rate:g}", "test", "chair")
+        other, _ = self.metrics(f"{pool}-{method}@{rate:g}", "test", "chair")
+        cells = [pool, method]
+        for metric in ("chair_i", "recall"):
+            change = paired_difference(control[metric], other[metric], clusters)
+            low, high = change.relative_interval or (float("nan"),) * 2
+            relative = change.relative if change.relative is not None else float("nan")
+            cells.append(f"{100 * relative:+.0f} % [{100 * low:+.0f}, {100 * high:+.0f}]")
+            cells.append(f"{change.p_value:.4f}")
+        exact = [100 * self.metrics(n, "home", "chair")[0]["exact"].value
+                 for n in (f"{pool}-sft@{rate:g}", f"{pool}-{method}@{rate:g}")]  # fmt: skip
+        return "| " + " | ".join([*cells, f"{exact[1] - exact[0]:+.1f}"]) + " |"
+
 
 HEAD = (
     "| run | CHAIR_i (by seed) | change | p | CHAIR_s | recall | exact | POPE r | p | a "
@@ -257,6 +274,12 @@ def tables(root: Path, seeds: list[int]) -> str:
             out.append(runs.line("base", "base"))
             for method in methods_of(pool):
                 out.append(runs.line(method, f"{pool}-{method.replace(' ', '-')}@{rate:g}"))
+    out.append(f"\n### Against the control, SFT on the chosen, at {RATES[-1]:g}\n")
+    out.append("| pool | method | CHAIR_i | p | recall | p | home exact, points |")
+    out.append("|" + "---|" * 7)
+    for pool in POOLS:
+        for method in ("dpo", "dpo+sft", "rdpo", "rdpo+sft"):
+            out.append(runs.against_control(pool, method, RATES[-1]))
     return "\n".join(out)
 
 
