@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
 
+from data_builders.built_page import write_preview
 from mmalign.config import Strict
 from mmalign.errors import DataError
 from mmalign.generate.base import Generator, Sampling
+from mmalign.jobs import Outcome, run_job
 from mmalign.media import read_bytes
 from mmalign.models.load import ModelConfig
-from mmalign.records import Example, Media, Origin, user
+from mmalign.records import Example, Media, Origin, Preference, user
 from mmalign.similarity import SentenceSimilarity, TextSimilarity, TokenOverlap, bundled_minilm
 from mmalign.store import open_dataset, read_manifest
 
@@ -54,10 +56,14 @@ class PictureFolder(Strict):
             raise ValueError("the only field is {name}") from None
         return template
 
-    def examples(self) -> list[Example]:
-        """One example for each picture, also in subfolders."""
+    def check(self) -> None:
+        """Raise DataError where the folder is not there."""
         if not self.images.is_dir():
             raise DataError("no such folder of pictures", where=str(self.images))
+
+    def examples(self) -> list[Example]:
+        """One example for each picture, also in subfolders."""
+        self.check()
         files = sorted(f for f in self.images.rglob("*") if f.suffix.lower() in PICTURES)
         return [self._example(file.relative_to(self.images)) for file in files]
 
@@ -167,10 +173,10 @@ class Builder(Strict):
 
     def check_source(self) -> None:
         """Raise DataError where the source is not there, before a model is loaded for it."""
-        if not isinstance(self.source, PictureFolder):
+        if isinstance(self.source, PictureFolder):
+            self.source.check()
+        else:
             read_manifest(self.source)
-        elif not self.source.images.is_dir():
-            raise DataError("no such folder of pictures", where=str(self.source.images))
 
     def load_source(self) -> Source:
         """Read the examples. Raises DataError when there is no such dataset or folder."""
@@ -181,6 +187,27 @@ class Builder(Strict):
             examples, media_root = list(dataset), dataset.media_root
         examples.sort(key=lambda example: example.id)
         return Source(examples=examples[: self.limit], media_root=media_root)
+
+    def make_pairs(
+        self,
+        source: Source,
+        work: Callable[[list[Example]], list[Outcome]],
+        version: str,
+        **model: Any,
+    ) -> Path:
+        """Run the job that makes the pairs; when all of it is there, draw the page to look at."""
+        manifest = run_job(
+            source.examples,
+            work,
+            self.output,
+            Preference,
+            shard_rows=self.shard_rows,
+            shard=self.shard_of,
+            **self.manifest(source, version, **model),
+        )
+        if manifest is not None:
+            write_preview(self.output)
+        return self.output
 
     def manifest(self, source: Source, version: str, **model: Any) -> dict[str, Any]:
         """The manifest's fields that every builder fills alike.

@@ -17,9 +17,8 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from data_builders.base import Builder, GeneratorConfig, SentenceFilter, SimilarityFilter, Source
-from data_builders.built_page import write_preview
 from mmalign.generate.base import Generator, Request
-from mmalign.jobs import Outcome, run_job
+from mmalign.jobs import Outcome
 from mmalign.records import Example, Origin, Preference
 from mmalign.similarity import TextSimilarity
 
@@ -43,23 +42,13 @@ class OnPolicy(Builder):
         """Build with models that are loaded already."""
         source = self.load_source()
         pairs = _Pairs(config=self, source=source, generator=generator, similarity=similarity)
-        manifest = run_job(
-            source.examples,
+        return self.make_pairs(
+            source,
             pairs.make,
-            self.output,
-            Preference,
-            shard_rows=self.shard_rows,
-            shard=self.shard_of,
-            **self.manifest(
-                source,
-                VERSION,
-                generator=generator.name,
-                similarity=similarity.name,
-            ),
+            VERSION,
+            generator=generator.name,
+            similarity=similarity.name,
         )
-        if manifest is not None:
-            write_preview(self.output)
-        return self.output
 
 
 @dataclass(kw_only=True)

@@ -33,11 +33,10 @@ from data_builders.base import (
     SimilarityFilter,
     Source,
 )
-from data_builders.built_page import write_preview
 from data_builders.completion import Completer, Gapped, InstructCompleter
 from data_builders.gallery import Encoder, Gallery, OpenClip, make_gallery
 from data_builders.masking import Masked, Masker, ModelMasker, Refused, locate
-from mmalign.jobs import Outcome, run_job
+from mmalign.jobs import Outcome
 from mmalign.media import media_key
 from mmalign.records import Example, Origin, Preference, Span
 from mmalign.retrieval import ImageEncoder, Index, Neighbour
@@ -77,26 +76,16 @@ class ReAlign(Builder):
             encoder=encoder,
             similarity=similarity,
         )
-        manifest = run_job(
-            source.examples,
+        return self.make_pairs(
+            source,
             pairs.make,
-            self.output,
-            Preference,
-            shard_rows=self.shard_rows,
-            shard=self.shard_of,
-            **self.manifest(
-                source,
-                VERSION,
-                generator=generator.name,
-                encoder=encoder.name,
-                similarity=similarity.name,
-                masker=self.masker.name,
-                completer=self.completer.name,
-            ),
+            VERSION,
+            generator=generator.name,
+            encoder=encoder.name,
+            similarity=similarity.name,
+            masker=self.masker.name,
+            completer=self.completer.name,
         )
-        if manifest is not None:
-            write_preview(self.output)
-        return self.output
 
 
 @dataclass(kw_only=True)
