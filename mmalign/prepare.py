@@ -6,27 +6,23 @@ tokenised apart from the prompt, as generation continues from the prompt's own t
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import TemplateError
 from pydantic import PositiveInt
 
+from mmalign.clips import Clip, FrameSampling
 from mmalign.config import Strict
-from mmalign.errors import DataError, MediaError, ModelError
+from mmalign.encode import MediaEncoder, thinned
+from mmalign.errors import DataError, ModelError
 from mmalign.log import get_logger
-from mmalign.media import media_key, open_image
 from mmalign.models.families import Family
-from mmalign.records import Block, Media, Message, prompt_text, user
-from mmalign.scoring.candidates import Condition, EncodedImage
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
+from mmalign.records import Block, Media, Message, Span, prompt_text, user
+from mmalign.scoring.candidates import Condition, EncodedMedia
+from mmalign.spans import marked_tokens
 
 logger = get_logger("prepare")
 
@@ -52,10 +48,7 @@ class TokenLimits(Strict):
 
 
 class Preparer:
-    """Renders prompts with the processor's chat template and tokenises them.
-
-    Holds the most recent processed pictures, since the rows of one picture usually come together.
-    """
+    """Renders prompts with the processor's chat template and tokenises them."""
 
     def __init__(
         self,
@@ -63,13 +56,14 @@ class Preparer:
         config: Any,
         family: Family,
         limits: TokenLimits = TokenLimits(),
-        cached_images: int = 64,
+        frames: FrameSampling = FrameSampling(),
     ) -> None:
         self.processor, self.config, self.family, self.limits = processor, config, family, limits
+        self.frames = frames
         self.tokenizer = processor.tokenizer
         self.image_token_id: int = config.image_token_id
-        self._recent: OrderedDict[tuple[str, int | None], EncodedImage] = OrderedDict()
-        self._cached_images = cached_images
+        self.video_token_id: int | None = config.video_token_id if family.video_inputs else None
+        self._encoder = MediaEncoder(processor, config, family)
         # Rows repeat their prompts, and rendering and tokenising cost more than the small pictures.
         self._render = lru_cache(maxsize=1024)(self._render_once)
         self._response = lru_cache(maxsize=1024)(self._response_once)
@@ -92,38 +86,70 @@ class Preparer:
         images: Sequence[Media],
         media_root: Path | None,
         *,
+        videos: Sequence[Media | Clip] = (),
         id: str = "",
         max_pixels: int | None = None,
+        max_frames: int | None = None,
     ) -> Condition:
-        """A prompt and its pictures, ready to be scored or continued.
+        """A prompt, its pictures and its clips, ready to be scored or continued.
 
-        Raises MediaError for a picture that cannot be read, RowDropped where the prompt's image
-        places and the image features do not match.
+        Raises MediaError for a picture or clip that cannot be read, RowDropped where the prompt's
+        places and the features do not match, or the family takes no clips.
         """
         self._refuse_control(prompt_text(prompt), "prompt", id)
         text = self._render(tuple(prompt), add_generation_prompt=True)
         pixels = min((n for n in (max_pixels, self.limits.max_pixels) if n), default=None)
-        encoded = tuple(self._encode(media, media_root, pixels) for media in images)
-        ids = self._expand(self._tokenise(text, start=True), encoded, id)
+        if len(images) > (self.family.max_images or len(images)):
+            what = f"the family {self.family.name} takes {self.family.max_images} picture a prompt"
+            raise RowDropped("many_images", what, where=id or None)
+        frames = self.frames if max_frames is None else thinned(self.frames, max_frames)
+        if videos and not self.family.video_inputs:
+            what = f"the family {self.family.name} takes no clips"
+            raise RowDropped("no_clips", what, where=id or None)
+        encoded = tuple(self._encoder.image(media, media_root, pixels) for media in images)
+        clips = tuple(self._encoder.clip(clip, media_root, pixels, frames) for clip in videos)
+        ids = self._expand(self._tokenise(text, start=True), self.image_token_id, encoded, id)
+        ids = self._expand(ids, self.video_token_id, clips, id)
         import torch
 
         positions = self.family.positions(
-            torch.tensor(ids), [image.inputs for image in encoded], self.config
+            torch.tensor(ids),
+            [image.inputs for image in encoded],
+            [clip.inputs for clip in clips],
+            self.config,
         )
-        return Condition(id=id, prompt_ids=ids, images=encoded, positions=positions, text=text)
+        return Condition(
+            id=id, prompt_ids=ids, images=encoded, videos=clips, positions=positions, text=text
+        )
 
     def response(self, prompt: Sequence[Message], text: str) -> list[int]:
         """Token ids of a response as the template renders it, one end-of-turn token at its end."""
         return list(self._response(tuple(prompt), text))
 
     def _response_once(self, prompt: tuple[Message, ...], text: str) -> tuple[int, ...]:
+        return (*self._response_tokens(prompt, text)[0], self.tokenizer.eos_token_id)
+
+    def _response_tokens(
+        self, prompt: Sequence[Message], text: str
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Tokens of a response without its end, and the characters of `text` that each covers."""
         self._refuse_control(text, "response", "")
         end = self.tokenizer.eos_token_id
-        ids = self._tokenise(self._response_text(prompt, text), start=False)
+        rendered = self._response_text(prompt, text)
+        made = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
+        ids = made["input_ids"]
         ids = ids[: ids.index(end)] if end in ids else ids
         if not ids:
             raise RowDropped("empty_response", "the response has no tokens")
-        return (*ids, end)
+        # The template may put a blank or a line break before the text, or trim it.
+        shift = rendered.find(text.strip()) - (len(text) - len(text.lstrip()))
+        offsets = [(a - shift, b - shift) for a, b in made["offset_mapping"][: len(ids)]]
+        return ids, offsets
+
+    def marked(self, prompt: Sequence[Message], text: str, spans: Sequence[Span]) -> list[bool]:
+        """Which tokens of `response(prompt, text)` lie in a span of `text`."""
+        _, offsets = self._response_tokens(prompt, text)
+        return marked_tokens(spans, offsets, len(text))
 
     def prefill(self, prompt: Sequence[Message], text: str) -> list[int]:
         """Token ids of the start of a response, to be continued: no end-of-turn token."""
@@ -136,23 +162,24 @@ class Preparer:
         responses: Sequence[str],
         media_root: Path | None,
         *,
+        videos: Sequence[Media] = (),
         id: str = "",
     ) -> tuple[Condition, list[list[int]]]:
         """A condition and its responses within the token limit.
 
-        Order: fewer pixels, then shorter responses, then RowDropped("too_long").
+        Order: fewer pixels, fewer frames, then shorter responses, then RowDropped("too_long").
         """
-        condition = self.condition(prompt, images, media_root, id=id)
+        make = partial(self.condition, prompt, images, media_root, videos=videos, id=id)
+        condition = make()
         ids = [self.response(prompt, text) for text in responses]
         limit = self.limits.max_tokens
         if limit is None:
             return condition, ids
         longest = max(map(len, ids))
-        over = len(condition.prompt_ids) + longest > limit
-        if over and images and self.family.token_pixels is not None:
-            condition = self._with_fewer_pixels(
-                condition, limit - longest, prompt, images, media_root
-            )
+        if len(condition.prompt_ids) + longest > limit and self.family.token_pixels is not None:
+            condition = self._with_fewer_pixels(condition, limit - longest, make)
+        if len(condition.prompt_ids) + longest > limit and videos:
+            condition = self._with_fewer_frames(condition, limit - longest, make)
         room = limit - len(condition.prompt_ids)
         if room < min(self.limits.min_response_tokens, longest):
             raise RowDropped(
@@ -160,31 +187,38 @@ class Preparer:
                 "the prompt leaves no room for a response",
                 where=id or None,
                 got=f"{len(condition.prompt_ids)} prompt tokens, "
-                f"{condition.num_image_tokens} of them image tokens",
+                f"{condition.num_media_tokens} of them of pictures or clips",
                 wanted=f"at most {limit} tokens in all",
             )
         return condition, [tokens[:room] for tokens in ids]
 
     def _with_fewer_pixels(
-        self,
-        condition: Condition,
-        prompt_room: int,
-        prompt: Sequence[Message],
-        images: Sequence[Media],
-        media_root: Path | None,
+        self, condition: Condition, prompt_room: int, make: Callable[..., Condition]
     ) -> Condition:
         """The same condition with pictures shrunk until the prompt fits, or as small as they go."""
         assert self.family.token_pixels is not None
+        if not condition.images:
+            return condition
         token_pixels = self.family.token_pixels(self.config)
-        words = len(condition.prompt_ids) - condition.num_image_tokens
-        room = prompt_room - words
+        room = prompt_room - (len(condition.prompt_ids) - condition.num_image_tokens)
         pixels = token_pixels * _largest_share([i.num_tokens for i in condition.images], room)
         while condition.num_image_tokens > room and pixels >= token_pixels:
-            condition = self.condition(
-                prompt, images, media_root, id=condition.id, max_pixels=int(pixels)
-            )
+            condition = make(max_pixels=int(pixels))
             # Sides are rounded to whole patches, so the first size may still be a little too large.
             pixels *= 0.9
+        return condition
+
+    def _with_fewer_frames(
+        self, condition: Condition, prompt_room: int, make: Callable[..., Condition]
+    ) -> Condition:
+        """The same condition with clips thinned by halves until the prompt fits, or to two frames.
+
+        Pictures go back to full size: where they shrank, it did not suffice.
+        """
+        frames = self.frames.num_frames or self.frames.max_frames
+        while len(condition.prompt_ids) > prompt_room and frames > 2:
+            frames = max(2, frames // 2)
+            condition = make(max_frames=frames)
         return condition
 
     def _refuse_control(self, text: str, what: str, row: str) -> None:
@@ -235,64 +269,45 @@ class Preparer:
         turn = Message(role="assistant", content=(Block(type="text", text=text),))
         before = self._render(tuple(prompt), add_generation_prompt=True)
         whole = self._render_once((*prompt, turn), add_generation_prompt=False)
-        if not whole.startswith(before):
+        if whole.startswith(before):
+            return whole[len(before) :].rstrip()
+        # LLaVA-OneVision's published template writes "assistant \n" before an answer and
+        # "assistant\n" where one is to be generated; the prompt counts as generation meets it.
+        start = whole.rfind(text.strip())
+        if "".join(whole[:start].split()) != "".join(before.split()):
             raise ModelError(
                 "the chat template renders an answered prompt differently from an open one",
                 got=repr(whole[max(0, len(before) - 40) : len(before) + 20]),
                 wanted=f"a text that starts with {before[-40:]!r}",
                 fix="use a template whose generation prompt is a prefix of the assistant turn",
             )
-        return whole[len(before) :].rstrip()
+        return whole[start:].rstrip()
 
     def _tokenise_once(self, text: str, *, start: bool) -> tuple[int, ...]:
         bos = self.tokenizer.bos_token
         special = start and not (bos and text.startswith(bos))
         return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
-    def _expand(self, ids: Sequence[int], images: Sequence[EncodedImage], row: str) -> list[int]:
-        """Repeat each image placeholder once for every feature of its picture."""
-        places = ids.count(self.image_token_id)
-        if places != len(images):
+    def _expand(
+        self, ids: Sequence[int], token_id: int | None, media: Sequence[EncodedMedia], row: str
+    ) -> list[int]:
+        """Repeat each placeholder of one kind once for every feature of its picture or clip."""
+        kind = "image" if token_id == self.image_token_id else "video"
+        places = 0 if token_id is None else ids.count(token_id)
+        if places != len(media):
             raise RowDropped(
-                "image_count",
-                "image places and pictures do not match",
+                f"{kind}_count",
+                f"{kind} places and {kind}s do not match",
                 where=row or None,
-                got=f"{places} places, {len(images)} pictures",
-                fix="give one picture per image block, and no placeholder text in a prompt",
+                got=f"{places} places, {len(media)} {kind}s",
+                fix=f"give one file per {kind} block, and no placeholder text in a prompt",
             )
-        counts = iter(images)
+        counts = iter(media)
         result: list[int] = []
         for token in ids:
-            repeat = next(counts).num_tokens if token == self.image_token_id else 1
+            repeat = next(counts).num_tokens if token == token_id else 1
             result += [token] * repeat
         return result
-
-    def _encode(self, media: Media, root: Path | None, max_pixels: int | None) -> EncodedImage:
-        # A path names a picture only together with its root; a hash names it anywhere.
-        place = "" if media.sha256 or media.bytes is not None else str(root)
-        name = (place + media_key(media), max_pixels)
-        if name in self._recent:
-            self._recent.move_to_end(name)
-            return self._recent[name]
-        image = open_image(media, root, verify=media.sha256 is not None)
-        if max_pixels is not None:
-            image = shrink(image, max_pixels)
-        try:
-            made = self.processor.image_processor(images=[image], return_tensors="pt")
-        except ValueError as error:
-            where = media.path or f"embedded image {(media.sha256 or '')[:12]}"
-            raise MediaError(f"the image processor refuses it ({error})", where=where) from None
-        inputs = {key: made[key] for key in self.family.image_inputs}
-        digest = hashlib.sha256(f"{name}".encode()).hexdigest()
-        encoded = EncodedImage(
-            key=digest,
-            inputs=inputs,
-            num_tokens=self.family.num_image_tokens(inputs, self.config),
-        )
-        self._recent[name] = encoded
-        if len(self._recent) > self._cached_images:
-            self._recent.popitem(last=False)
-        return encoded
 
 
 def _largest_share(sizes: Sequence[int], room: float) -> float:
@@ -306,12 +321,3 @@ def _largest_share(sizes: Sequence[int], room: float) -> float:
             return share
         room -= size
     return max(sizes)
-
-
-def shrink(image: Image, max_pixels: int) -> Image:
-    """The picture itself, or a smaller one of the same shape with at most `max_pixels` pixels."""
-    width, height = image.size
-    if width * height <= max_pixels:
-        return image
-    scale = (max_pixels / (width * height)) ** 0.5
-    return image.resize((max(1, int(width * scale)), max(1, int(height * scale))))

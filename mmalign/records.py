@@ -307,6 +307,8 @@ def _check_pair(record: Preference) -> Iterator[Problem]:
                 what=f"has {len(contrast)} files where {media} has {len(own)}",
                 fix="give one contrast file for each, or none",
             )
+    if record.weight < 0:
+        yield Problem(column="weight", what=f"is {record.weight}", fix="use 0 to leave it out")
     yield from _check_probability(record.p_target)
 
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distributions:
+    """Next-token distributions not yet projected to the vocabulary, so that they stay small.
+
+    states: [K, H], the last hidden state that predicts each of a plan's K response tokens.
+    head: the vocabulary projection, [K, H] to [K, V] logits; None means the scorer's own.
+    """
+
+    states: Tensor
+    head: Callable[[Tensor], Tensor] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,13 +26,23 @@ class TokenScores:
 
     logps: [N, T] float32, nats; log pi(y_t | x, y_<t) at response tokens, zero elsewhere.
     mask: [N, T] bool; true at response tokens, the end-of-turn token included.
-    competitor_logps: [N, T] float32 or None; the log-probability of the likeliest token other
-        than y_t, only where a loss asks for it (the released rDPO code's quantity).
+    The rest is there only where a loss asks for it:
+    competitor_logps: [N, T] float32; the log-probability of the likeliest token other than y_t
+        (the released rDPO code's quantity).
+    marked: [N, T] bool; response tokens inside a phrase that differs between the responses.
+    kl: [N, T] float32, nats; KL(reference || policy) over the vocabulary at each response token
+        of the chosen candidates, zero elsewhere.
+    rewards: [N] float32; a reward model's score of each candidate.
+    distributions: what another scorer needs to measure `kl` against this one.
     """
 
     logps: Tensor
     mask: Tensor
     competitor_logps: Tensor | None = None
+    marked: Tensor | None = None
+    kl: Tensor | None = None
+    rewards: Tensor | None = None
+    distributions: Distributions | None = None
 
     def sums(self) -> Tensor:
         """Summed log-probability of each response, [N] nats."""
@@ -35,13 +58,25 @@ class PairTable:
     """Which candidates of a batch form which pair: indices into the candidates, each [P] int64.
 
     contrast: the chosen response under the contrast image, where the pair has one.
+    rationale: the text that says why chosen is better, under a prompt that shows both.
     score_gap: [P] float32 from an outside annotator, where the pair has one.
+    p_target: [P] float32, the probability that chosen is the better one; None means 1.
+    weight: [P] float32, what the pair's loss is multiplied by; None means 1.
     """
 
     chosen: Tensor
     rejected: Tensor | None = None
     contrast: Tensor | None = None
+    rationale: Tensor | None = None
     score_gap: Tensor | None = None
+    p_target: Tensor | None = None
+    weight: Tensor | None = None
+
+    def swapped(self) -> PairTable:
+        """The same pairs with chosen and rejected exchanged, as if labelled the other way."""
+        assert self.rejected is not None
+        gap = None if self.score_gap is None else -self.score_gap
+        return replace(self, chosen=self.rejected, rejected=self.chosen, score_gap=gap)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +84,8 @@ class Totals:
     """Denominators of the whole optimizer step, over all micro-batches and processes.
 
     A loss divides sums by these, so that cutting a batch into micro-batches or spreading it over
-    processes changes nothing.
+    processes changes nothing. num_pairs counts rows: the weights of a row's pairs add up to its
+    weight.
     """
 
     num_pairs: int

@@ -16,6 +16,7 @@ from pydantic import (
 
 from mmalign.config import Strict
 from mmalign.losses import Loss
+from mmalign.losses.base import Need
 from mmalign.models.load import ModelConfig
 from mmalign.scoring.plan import Layout
 
@@ -112,6 +113,12 @@ class Recipe(Strict):
             raise ValueError(
                 "reference=adapter_off needs an adapter to switch off, and model.lora is not set; "
                 "use frozen_copy or cached"
+            )
+        if self.reference == "cached" and Need.KL in self.loss.needs:
+            raise ValueError(
+                f"loss {self.loss.name!r} compares whole distributions over the vocabulary with "
+                "the reference, which reference=cached does not keep; use frozen_copy, or LoRA "
+                "with adapter_off"
             )
         whole = self.model.train.vision or self.model.train.projector or self.model.lora is None
         if self.model.dtype in ("bfloat16", "float16") and whole:

@@ -28,7 +28,7 @@ from mmalign.store import Dataset, open_dataset
 from trainers.checkpoint import Position, load_checkpoint, save_checkpoint, save_model
 from trainers.config import Recipe
 from trainers.directory import RunDirectory, whole_folder
-from trainers.objectives.base import check_dataset
+from trainers.objectives.base import check_dataset, fitted
 from trainers.optim import check_8bit, lr_at
 from trainers.rows import Batch, memory_told
 from trainers.setup import set_up
@@ -86,7 +86,9 @@ def train(recipe: Recipe) -> Iterator[Event]:
 
 
 def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator[Event]:
-    loss, optim = recipe.loss, recipe.optim
+    loss, optim = fitted(recipe.loss, dataset), recipe.optim
+    if loss != recipe.loss:
+        logger.info("loss as fitted to the dataset: %s", loss)
     parts = set_up(recipe, dataset, run)
     accelerator, scorer, optimizer = parts.accelerator, parts.scorer, parts.optimizer
     position = Position()
@@ -113,7 +115,13 @@ def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator
                 batch = batch.to(accelerator.device)
                 # The reference first: switching an adapter off must not touch the policy's graph.
                 frozen = None if parts.reference is None else parts.reference(batch)
-                scores = scorer(batch.plan, competitor=parts.competitor)
+                against = None if frozen is None else frozen.distributions
+                scores = scorer(
+                    batch.plan,
+                    **parts.asked,
+                    against=against,
+                    kl_of=batch.table.chosen if parts.kl else None,
+                )
                 output = loss(scores, frozen, batch.table, totals)
                 # Gradients get averaged over processes and micro-batches; shares must be summed.
                 accelerator.backward(output.loss * (accelerator.num_processes * parts.num_micro))
@@ -189,7 +197,7 @@ def _not_finite(
     mine = [
         ids[place]
         for batch, output in scored
-        for place, fine in zip(batch.places, output.per_item.isfinite().tolist(), strict=True)
+        for place, fine in zip(batch.places, _finite_rows(batch, output), strict=True)
         if not fine
     ]
     rows = gather_object(mine) or [ids[place] for place in places]
@@ -199,3 +207,8 @@ def _not_finite(
         got=found,
         fix=f"look at rows {', '.join(rows)}; the weights are as they were before this step",
     )
+
+
+def _finite_rows(batch: Batch, output: LossOutput) -> list[bool]:
+    """Whether each row's loss is finite; a row's pairs, if it has several, follow one another."""
+    return output.per_item.isfinite().view(len(batch.places), -1).all(-1).tolist()

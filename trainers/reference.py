@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ from trainers.rows import Batch, memory_told
 
 logger = get_logger("trainers.reference")
 
-# Scores a batch that is already on the device.
+# Scores a batch that is already on the device. `asked` below: which further fields of TokenScores
+# the scorer is asked for, by its own keywords.
 Reference = Callable[[Batch], TokenScores]
 
 
@@ -41,7 +42,7 @@ def fingerprint(model: nn.Module, samples: int = 4096) -> str:
     return digest.hexdigest()
 
 
-def adapter_off(policy: Policy, scorer: nn.Module, *, competitor: bool) -> Reference:
+def adapter_off(policy: Policy, scorer: nn.Module, *, asked: Mapping[str, bool]) -> Reference:
     """The policy with its adapter switched off: exactly the initial policy, at no cost in memory.
 
     Raises TrainingError where weights outside the adapter train.
@@ -56,12 +57,14 @@ def adapter_off(policy: Policy, scorer: nn.Module, *, competitor: bool) -> Refer
 
     def score(batch: Batch) -> TokenScores:
         with torch.no_grad(), policy.model.disable_adapter():  # type: ignore[operator]
-            return scorer(batch.plan, competitor=competitor)
+            return scorer(batch.plan, **asked)
 
     return score
 
 
-def frozen_copy(policy: Policy, accelerator: Accelerator, *, competitor: bool) -> Reference:
+def frozen_copy(
+    policy: Policy, accelerator: Accelerator, *, asked: Mapping[str, bool]
+) -> Reference:
     """A second copy of the policy, taken before the first step or before a resumed state is read.
 
     Raises TrainingError under FSDP, where the policy's weights are no longer whole.
@@ -76,7 +79,7 @@ def frozen_copy(policy: Policy, accelerator: Accelerator, *, competitor: bool) -
 
     def score(batch: Batch) -> TokenScores:
         with torch.no_grad(), accelerator.autocast():
-            return scorer(batch.plan, competitor=competitor)
+            return scorer(batch.plan, **asked)
 
     return score
 
@@ -96,6 +99,7 @@ class Cached:
         return TokenScores(
             logps=_spread(self.logps, batch),
             mask=batch.plan.mask,
+            marked=batch.plan.marked,
             competitor_logps=None if competitor is None else _spread(competitor, batch),
         )
 

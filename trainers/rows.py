@@ -24,7 +24,7 @@ from mmalign.scores import PairTable, Totals
 from mmalign.scoring.plan import Layout, Plan, make_plan
 from mmalign.store import Dataset
 from trainers.config import DataConfig
-from trainers.objectives.base import Objective, PreparedRow, collate
+from trainers.objectives.base import Objective, PreparedRow, collate, table
 
 T = TypeVar("T")
 
@@ -156,17 +156,17 @@ class Rows:
             )
         return survey
 
-    def pictures(self, accelerator: Accelerator) -> str:
+    def media(self, accelerator: Accelerator) -> str:
         """A hash over the files that rows name by path, which the dataset's own leaves out.
 
         Processes share the reading. A file that cannot be read counts as such.
         """
         found: dict[str, str] = {}
         mine = range(accelerator.process_index, self._count(), accelerator.num_processes)
-        for row in progress(mine, label="pictures"):
-            for column, media in media_of(self.dataset[row]):
+        for row in progress(mine, label="media"):
+            for _, media in media_of(self.dataset[row]):
                 path = media.path
-                if not column.endswith("images") or media.bytes is not None or path is None:
+                if media.bytes is not None or path is None:
                     continue
                 if path not in found:
                     found[path] = self._digest(media)
@@ -181,9 +181,10 @@ class Rows:
             self.family,
             self.layout,
             image_token_id=self.preparer.image_token_id,
+            video_token_id=self.preparer.video_token_id,
             pad_token_id=self.preparer.pad_token_id,
         )
-        return Batch(places=places, plan=plan, table=self.objective.table(rows))
+        return Batch(places=places, plan=plan, table=table(rows))
 
     def batches(self, survey: Survey, cuts: Iterable[list[int]]) -> Iterator[Batch]:
         """A batch for each list of places, in order, made ahead of time where workers > 0."""
@@ -196,7 +197,7 @@ class Rows:
         except RowDropped as drop:
             return row, self._id(row), 0, 0, drop.reason
         except MediaError:
-            return row, self._id(row), 0, 0, "unreadable_image"
+            return row, self._id(row), 0, 0, "unreadable_media"
         return row, made.id, made.num_chosen_tokens, made.num_tokens, None
 
     def _count(self) -> int:

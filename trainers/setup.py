@@ -38,7 +38,8 @@ class Parts:
     """What the loop works with. scorer, optimizer: as accelerate prepared them.
 
     micro_size, num_micro: rows in one micro-batch, and micro-batches of one process in a step.
-    competitor: whether the loss reads competitor scores. unit: what a row is called in the log.
+    asked: further scores that the loss reads of the policy, by the scorer's keywords.
+    kl: whether the loss reads the KL against the reference. unit: what a row is called in the log.
     summary: what run.json will say.
     """
 
@@ -54,7 +55,8 @@ class Parts:
     num_steps: int
     micro_size: int
     num_micro: int
-    competitor: bool
+    asked: dict[str, bool]
+    kl: bool
     unit: str
     summary: dict[str, Any]
 
@@ -109,19 +111,20 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     optimizer = build_optimizer(scorer.parameters(), optim)
     scorer, optimizer = accelerator.prepare(scorer, optimizer)
 
-    competitor = Need.COMPETITOR in needs
+    asked = {"competitor": Need.COMPETITOR in needs}
+    kl = Need.KL in needs
     kind = recipe.reference_kind() if Need.REFERENCE in needs else "none"
     reference: Reference | None = None
     if kind == "adapter_off":
-        reference = adapter_off(policy, scorer, competitor=competitor)
+        reference = adapter_off(policy, scorer, asked=asked | {"distributions": kl})
     elif kind == "frozen_copy":
-        reference = frozen_copy(policy, accelerator, competitor=competitor)
+        reference = frozen_copy(policy, accelerator, asked=asked | {"distributions": kl})
     elif kind == "cached":
         rank = accelerator.process_index
         mine = even_share(len(survey.rows), rank=rank, world_size=world)
         cuts = (mine[i : i + micro_size] for i in range(0, len(mine), micro_size))
         file, batches = run.path / "reference.safetensors", rows.batches(survey, cuts)
-        reference = cached(file, key, batches, scorer, accelerator, competitor=competitor)
+        reference = cached(file, key, batches, scorer, accelerator, competitor=asked["competitor"])
 
     logger.info("dataset %s, hash %s", dataset.path, dataset.manifest.content_hash[:12])
     logger.info("%s", survey.describe())
@@ -146,7 +149,8 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         num_steps=steps,
         micro_size=micro_size,
         num_micro=num_micro,
-        competitor=competitor,
+        asked=asked,
+        kl=kl,
         unit=objective.unit,
         summary={
             "steps": steps,
@@ -217,7 +221,7 @@ def _started_from(
     """
     facts = {
         "dataset": dataset.manifest.content_hash,
-        "pictures": rows.pictures(accelerator),
+        "media": rows.media(accelerator),
         "policy": fingerprint(policy.model),
         "recipe": run.recipe_hash,
     }

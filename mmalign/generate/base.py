@@ -6,9 +6,38 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mmalign.records import Media, Message
+
+if TYPE_CHECKING:
+    from mmalign.clips import Clip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskImageTokens:
+    """Hide image tokens from attention: token i stays visible where rho_i >= threshold.
+
+    rho_i is uniform in [0, 1), drawn from (the sampling's seed, `key`): requests with one key and
+    as many image tokens see the same ones. threshold 0 hides none, 1 hides all (BDHS's rho_th).
+    """
+
+    threshold: float
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoisePixels:
+    """Gaussian noise on the processed pixels, as after `steps` of 1000 diffusion steps.
+
+    x -> sqrt(a) x + sqrt(1 - a) e, drawn from (the sampling's seed, `key`); BDHS's noise variant.
+    """
+
+    steps: int
+    key: str
+
+
+Corruption = MaskImageTokens | NoisePixels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,15 +47,18 @@ class Request:
     `prefill` is the start of the assistant's answer, given and not generated; the returned text
     does not repeat it. `media_root` is the folder that the images' paths are relative to.
     `num_tokens`, where set, asks for exactly so many new tokens (Re-Align's masked segments).
+    `videos` are clips on disk or decoded ones. `corruption` is what the model must not see well.
     Example: Request(id="coco-7", prompt=user("Describe the image.", images=1), images=(…,))
     """
 
     id: str
     prompt: tuple[Message, ...]
     images: tuple[Media, ...] = ()
+    videos: tuple[Media | Clip, ...] = ()
     media_root: Path | None = None
     prefill: str = ""
     num_tokens: int | None = None
+    corruption: Corruption | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

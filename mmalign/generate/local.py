@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmalign.generate.base import Generation, Request, Sampling, request_seed
+from mmalign.generate.base import Generation, NoisePixels, Request, Sampling, request_seed
+from mmalign.generate.corrupt import noised, visible_tokens
 from mmalign.models.load import ModelConfig, Policy, base_model, load_policy, resolve_adapter
 from mmalign.scoring.candidates import Condition
+from mmalign.scoring.plan import joined
 
 if TYPE_CHECKING:
     import torch
@@ -92,7 +95,11 @@ class LocalGenerator:
     def _prepare(self, request: Request) -> tuple[Condition, list[int]]:
         preparer = self.policy.preparer
         condition = preparer.condition(
-            request.prompt, request.images, request.media_root, id=request.id
+            request.prompt,
+            request.images,
+            request.media_root,
+            videos=request.videos,
+            id=request.id,
         )
         return condition, preparer.prefill(request.prompt, request.prefill)
 
@@ -109,22 +116,29 @@ class LocalGenerator:
         device = next(self.policy.model.parameters()).device
         rows = [condition.prompt_ids + prefill for condition, prefill in prepared]
         width = max(map(len, rows))
+        # Left padding: every row's next token is in the same column.
         ids = torch.full((len(rows), width), self._pad)
         mask = torch.zeros_like(ids)
-        is_image = torch.zeros_like(ids)
-        for r, (row, (condition, _)) in enumerate(zip(rows, prepared, strict=True)):
-            # Left padding: every row's next token is in the same column.
-            ids[r, width - len(row) :] = torch.tensor(row)
-            mask[r, width - len(row) :] = 1
-            prompt = torch.tensor(condition.prompt_ids) == self.policy.preparer.image_token_id
-            is_image[r, width - len(row) :][: len(prompt)] = prompt.int()
-        images = [image for condition, _ in prepared for image in condition.images]
-        vision = {
-            name: torch.cat([image.inputs[name] for image in images]).to(device)
-            for name in (family.image_inputs if images else ())
-        }
+        kinds = torch.zeros_like(ids)  # 0 text, 1 picture, 2 clip
+        # Given, not left to the model: it would count only what the mask lets through.
+        positions = torch.zeros(family.num_axes, *ids.shape, dtype=torch.long)
+        for r, (row, (condition, prefill)) in enumerate(zip(rows, prepared, strict=True)):
+            start, text = width - len(row), width - len(prefill)
+            ids[r, start:], mask[r, start:] = torch.tensor(row), 1
+            prompt = ids[r, start:text]
+            kinds[r, start:text] = (prompt == self.policy.preparer.image_token_id).int()
+            if condition.videos:
+                kinds[r, start:text] += 2 * (prompt == self.policy.preparer.video_token_id).int()
+            media = kinds[r].nonzero().squeeze(-1)
+            shown = visible_tokens(requests[r].corruption, len(media), sampling.seed)
+            mask[r, media] = shown.long()
+            positions[:, r, start:text] = condition.positions
+            follow = condition.positions[:, -1:] + 1
+            positions[:, r, text:] = follow + torch.arange(len(prefill))
+        vision = self._vision(requests, prepared, sampling.seed)
         if family.num_axes > 1:
-            vision["mm_token_type_ids"] = is_image.to(device)
+            vision["mm_token_type_ids"] = kinds
+        vision["position_ids"] = positions if family.num_axes > 1 else positions[0]
         fixed = requests[0].num_tokens
         end = self._end
         processors: list[Any] = [_ban(self._banned + (end if fixed else []))]
@@ -143,12 +157,32 @@ class LocalGenerator:
                     eos_token_id=end,
                     pad_token_id=self._pad,
                 ),
-                **vision,
+                **{name: tensor.to(device) for name, tensor in vision.items()},
             )
         return [
             self._finish(request, prefill, new.tolist())
             for request, (_, prefill), new in zip(requests, prepared, out[:, width:], strict=True)
         ]
+
+    def _vision(
+        self, requests: list[Request], prepared: list[tuple[Condition, list[int]]], seed: int
+    ) -> dict[str, torch.Tensor]:
+        """Processor tensors of the batch's pictures and clips, with the noise that is asked for."""
+        pieces: dict[str, list[torch.Tensor]] = {}
+        for request, (condition, _) in zip(requests, prepared, strict=True):
+            for media, names in (
+                (condition.images, self.policy.family.image_inputs),
+                (condition.videos, self.policy.family.video_inputs),
+            ):
+                for number, one in enumerate(media):
+                    for name in names:
+                        tensor = one.inputs[name]
+                        if isinstance(request.corruption, NoisePixels) and "pixel" in name:
+                            key = f"{request.corruption.key}/{number}"
+                            noise = replace(request.corruption, key=key)
+                            tensor = noised(tensor, noise, seed)
+                        pieces.setdefault(name, []).append(tensor)
+        return {name: joined(tensors) for name, tensors in pieces.items()}
 
     def _finish(self, request: Request, prefill: list[int], new: list[int]) -> Generation:
         cut = next((i for i, token in enumerate(new) if token in self._end), None)

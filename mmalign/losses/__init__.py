@@ -1,13 +1,33 @@
-"""Losses: each is its own config, frozen and callable. A new one is one line in the union."""
+"""Losses: each is its own config, frozen and callable. A new one is one line in a union."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from mmalign.losses.dpo import DPO
-from mmalign.losses.rdpo import RDPO, RDPOCompetitor
+from mmalign.losses.dpo import DPO, IPO, Hinge, RationaleDPO
+from mmalign.losses.mm_dpo import MMDPO, MMDPOBatch
+from mmalign.losses.rdpo import MDPO, RDPO, RDPOCompetitor
+from mmalign.losses.rrpo import RRPO, DPOWithKL
 from mmalign.losses.sft import SFT
+from mmalign.losses.wrappers import AnyPairLoss, Robust, SoftLabels
 
-Loss = Annotated[SFT | DPO | RDPO | RDPOCompetitor, Field(discriminator="name")]
+Loss = Annotated[SFT | AnyPairLoss | SoftLabels | Robust, Field(discriminator="name")]
 
-__all__ = ["DPO", "RDPO", "SFT", "Loss", "RDPOCompetitor"]
+__all__ = [
+    "DPO",
+    "IPO",
+    "MDPO",
+    "MMDPO",
+    "RDPO",
+    "RRPO",
+    "SFT",
+    "AnyPairLoss",
+    "DPOWithKL",
+    "Hinge",
+    "Loss",
+    "MMDPOBatch",
+    "RDPOCompetitor",
+    "RationaleDPO",
+    "Robust",
+    "SoftLabels",
+]

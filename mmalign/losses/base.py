@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import ClassVar, Protocol
+from typing import ClassVar, Self
 
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from mmalign.scores import LossOutput, PairTable, TokenScores, Totals
@@ -20,17 +21,69 @@ class Need(StrEnum):
     CONTRAST = "contrast_images"
     COMPETITOR = "competitor_logps"
     SCORE_GAP = "score_gap"
+    SPANS = "chosen_spans"
+    KL = "kl"
+    RATIONALE = "chosen_critique"
+    P_TARGET = "p_target"
 
 
 class LossConfig(BaseModel):
-    """Base of every loss: a frozen config that is itself callable."""
+    """Base of a loss: a frozen config that is itself callable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    own_needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the loss cannot do without."""
+        return self.own_needs
+
+    def fitted(self, gaps: Sequence[float]) -> Self:
+        """The loss with what it derives from the dataset's score gaps filled in."""
+        return self
 
 
-class PairLoss(Protocol):
-    """The form of every loss over text responses."""
+class PairLoss(BaseModel):
+    """Base of a loss over pairs, in parts, so that a wrapper can look at a pair from both sides.
+
+    terms: the preference itself, also asked for with chosen and rejected exchanged.
+    extra: what does not depend on the label, such as a KL term or an anchor.
+    finish: weighs both, averages over the step's rows, and adds
+
+        sft_weight * (token-averaged negative log-likelihood of the chosen responses),
+
+    the SFT term of RPO (arXiv 2404.19733), which keeps chosen from falling too.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    own_needs: ClassVar[frozenset[Need]] = frozenset({Need.REJECTED, Need.REFERENCE})
+    beta: PositiveFloat = 0.1
+    sft_weight: NonNegativeFloat = 0.0
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What the loss cannot do without."""
+        return self.own_needs
+
+    def fitted(self, gaps: Sequence[float]) -> Self:
+        """The loss with what it derives from the dataset's score gaps filled in."""
+        return self
+
+    def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
+        """Each pair's preference loss, [P]."""
+        raise NotImplementedError
+
+    def extra(
+        self, policy: TokenScores, reference: TokenScores, table: PairTable
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Further addends of each pair's loss: (coefficient, [P]) by the name to log it under."""
+        return {}
+
+    def metrics(
+        self, policy: TokenScores, reference: TokenScores, table: PairTable
+    ) -> dict[str, Tensor]:
+        """What a reader of the run wants to see of each pair, [P] by name, detached."""
+        return pair_metrics(policy, reference, table, self.beta)
 
     def __call__(
         self,
@@ -40,7 +93,33 @@ class PairLoss(Protocol):
         totals: Totals,
     ) -> LossOutput:
         """This batch's share of the step's loss."""
-        ...
+        assert reference is not None
+        return self.finish(self.terms(policy, reference, table), policy, reference, table, totals)
+
+    def finish(
+        self,
+        terms: Tensor,
+        policy: TokenScores,
+        reference: TokenScores,
+        table: PairTable,
+        totals: Totals,
+    ) -> LossOutput:
+        """This batch's share of the step's loss, from its pairs' terms."""
+        metrics = self.metrics(policy, reference, table)
+        for name, (coefficient, values) in self.extra(policy, reference, table).items():
+            terms = terms + coefficient * values
+            metrics[name] = values.detach()
+        weight = 1.0 if table.weight is None else table.weight
+        nll = chosen_nll(policy, table)
+        metrics["nll"] = (nll / policy.lengths()[table.chosen]).detach()
+        loss = (weight * terms).sum() / totals.num_pairs
+        if self.sft_weight:
+            loss = loss + self.sft_weight * (weight * nll).sum() / totals.num_chosen_tokens
+        return LossOutput(
+            loss=loss,
+            per_item=terms.detach(),
+            metrics={name: (weight * values).sum() for name, values in metrics.items()},
+        )
 
 
 def totals_of(scores: TokenScores, table: PairTable) -> Totals:
@@ -59,6 +138,13 @@ def logratios(policy: TokenScores, reference: TokenScores) -> Tensor:
     return policy.sums() - reference.sums()
 
 
+def margins(policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
+    """Log-ratio of chosen minus that of rejected, [P] nats."""
+    assert table.rejected is not None
+    ratio = logratios(policy, reference)
+    return ratio[table.chosen] - ratio[table.rejected]
+
+
 def chosen_nll(policy: TokenScores, table: PairTable) -> Tensor:
     """Negative log-likelihood of each chosen response, summed over its tokens, [P] nats."""
     return -policy.sums()[table.chosen]
@@ -67,7 +153,7 @@ def chosen_nll(policy: TokenScores, table: PairTable) -> Tensor:
 def pair_metrics(
     policy: TokenScores, reference: TokenScores, table: PairTable, beta: float
 ) -> dict[str, Tensor]:
-    """Sums over pairs of what a reader of a preference run wants to see, all detached.
+    """What every preference run shows of each pair, [P] by name, all detached.
 
     chosen and rejected log-prob changes stand apart because a margin can grow while both fall.
     """
@@ -76,13 +162,13 @@ def pair_metrics(
     chosen, rejected = ratio[table.chosen], ratio[table.rejected]
     margin = beta * (chosen - rejected)
     return {
-        "chosen_logp_change": chosen.sum(),
-        "rejected_logp_change": rejected.sum(),
-        "margin": margin.sum(),
-        "accuracy": (margin > 0).float().sum(),
+        "chosen_logp_change": chosen,
+        "rejected_logp_change": rejected,
+        "margin": margin,
+        "accuracy": (margin > 0).float(),
     }
 
 
-def dpo_term(margin: Tensor, beta: float) -> Tensor:
+def dpo_term(margin: Tensor, beta: float | Tensor) -> Tensor:
     """-log sigmoid(beta * margin), elementwise; `margin` in nats."""
     return -F.logsigmoid(beta * margin)

@@ -1,68 +1,88 @@
-"""Direct preference optimisation over text responses."""
+"""Direct preference optimisation over text responses, and its nearest relatives."""
 
 from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
-from mmalign.losses.base import (
-    LossConfig,
-    Need,
-    chosen_nll,
-    dpo_term,
-    logratios,
-    pair_metrics,
-)
-from mmalign.scores import LossOutput, PairTable, TokenScores, Totals
+from mmalign.losses.base import Need, PairLoss, dpo_term, margins
+from mmalign.scores import PairTable, TokenScores
 
 
-class DPO(LossConfig):
+class DPO(PairLoss):
     """Direct preference optimisation (Rafailov et al., arXiv 2305.18290, equation 7).
 
     L = - log sigmoid(beta * [l(y_w) - l(y_l)]),  l(y) = log pi_theta(y|x) - log pi_ref(y|x),
     log-probabilities summed over response tokens, averaged over pairs.
 
-    sft_weight: adds sft_weight times the token-averaged negative log-likelihood of the chosen
-        responses (the SFT term of RPO, arXiv 2404.19733), which keeps chosen from falling too.
+    sft_weight: adds the SFT term described at PairLoss.
     Raises nothing of its own: the objective has checked that pairs and a reference are there.
     """
 
     name: Literal["dpo"] = "dpo"
-    beta: PositiveFloat = 0.1
-    sft_weight: NonNegativeFloat = 0.0
-    needs: ClassVar[frozenset[Need]] = frozenset({Need.REJECTED, Need.REFERENCE})
 
-    def __call__(
-        self,
-        policy: TokenScores,
-        reference: TokenScores | None,
-        table: PairTable,
-        totals: Totals,
-    ) -> LossOutput:
-        """The batch's share of the step's loss."""
-        assert reference is not None
-        assert table.rejected is not None
-        ratio = logratios(policy, reference)
-        terms = dpo_term(ratio[table.chosen] - ratio[table.rejected], self.beta)
-        metrics = pair_metrics(policy, reference, table, self.beta)
-        return with_sft(terms, metrics, policy, table, totals, self.sft_weight)
+    def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
+        """-log sigmoid(beta * margin), [P]."""
+        return dpo_term(margins(policy, reference, table), self.beta)
 
 
-def with_sft(
-    terms: Tensor,
-    metrics: dict[str, Tensor],
-    policy: TokenScores,
-    table: PairTable,
-    totals: Totals,
-    sft_weight: float,
-) -> LossOutput:
-    """Average pair terms [P] over the step's pairs and add the weighted SFT term."""
-    nll = chosen_nll(policy, table)
-    loss = terms.sum() / totals.num_pairs
-    if sft_weight:
-        loss = loss + sft_weight * nll.sum() / totals.num_chosen_tokens
-    tokens = policy.lengths()[table.chosen]
-    metrics = {**metrics, "nll": (nll / tokens).detach().sum()}
-    return LossOutput(loss=loss, per_item=terms.detach(), metrics=metrics)
+class IPO(PairLoss):
+    """Identity preference optimisation (Azar et al., arXiv 2310.12036, equation 17).
+
+    L = (h - 1 / (2 beta))^2,  h = l(y_w) - l(y_l) with l as in DPO, in nats, summed over tokens.
+    The minimum is at h = 1 / (2 beta): a margin to reach, not to grow without end.
+
+    Deviation from TRL's `ipo`: TRL averages log-probabilities over tokens before h is formed; the
+    paper's pi(y) is the probability of the whole response, and so is ours.
+    """
+
+    name: Literal["ipo"] = "ipo"
+
+    def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
+        """Squared distance of the margin from its target, [P]."""
+        return (margins(policy, reference, table) - 1 / (2 * self.beta)) ** 2
+
+
+class Hinge(PairLoss):
+    """Hinge loss on the DPO margin (SLiC-HF's calibration loss, arXiv 2305.10425, in RSO's form).
+
+    L = max(0, 1 - beta * [l(y_w) - l(y_l)]),  l as in DPO (RSO, arXiv 2309.06657, "hinge-norm").
+    SLiC-HF itself has no reference inside the margin and adds a cross-entropy term: set
+    sft_weight for the latter. At the reference L = 1; no gradient once beta * margin passes 1.
+    """
+
+    name: Literal["hinge"] = "hinge"
+
+    def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
+        """max(0, 1 - beta * margin), [P]."""
+        return (1 - self.beta * margins(policy, reference, table)).clamp_min(0)
+
+
+class RationaleDPO(PairLoss):
+    """DPO that also learns to say why (Just et al., "Data-Centric Human Preference Optimization
+    with Rationales", arXiv 2407.14477).
+
+    L = DPO + rationale_weight * NLL(r | x, y_w, y_l) / |r|,
+    r the rationale (the pair's chosen_critique) in answer to a prompt that shows both responses.
+
+    Deviation from the released code, which adds -log sigmoid(gamma * log pi(r)) with the summed
+    log-probability, so that gamma depends on length: ours is the paper's likelihood term, averaged
+    over the rationale's tokens.
+    """
+
+    name: Literal["rationale_dpo"] = "rationale_dpo"
+    rationale_weight: float = 1.0
+    own_needs: ClassVar[frozenset[Need]] = PairLoss.own_needs | {Need.RATIONALE}
+
+    def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
+        """As in DPO, [P]."""
+        return dpo_term(margins(policy, reference, table), self.beta)
+
+    def extra(
+        self, policy: TokenScores, reference: TokenScores, table: PairTable
+    ) -> dict[str, tuple[float, Tensor]]:
+        """The rationale's token-averaged negative log-likelihood."""
+        assert table.rationale is not None
+        nll = -policy.sums()[table.rationale] / policy.lengths()[table.rationale]
+        return {"rationale_nll": (self.rationale_weight, nll)}

@@ -26,7 +26,8 @@ class SFT(LossConfig):
         totals: Totals,
     ) -> LossOutput:
         """The batch's share of the token mean; `reference` is not used."""
-        nll = chosen_nll(policy, table)
+        weight = 1.0 if table.weight is None else table.weight
+        nll = weight * chosen_nll(policy, table)
         tokens = policy.lengths()[table.chosen]
         return LossOutput(
             loss=nll.sum() / totals.num_chosen_tokens,

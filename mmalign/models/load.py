@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.errors import ModelError
 from mmalign.log import quiet_libraries
@@ -43,7 +44,9 @@ class ModelConfig(Strict):
     """Where a model comes from and how it is loaded.
 
     path: a local folder, or a hub name. adapter: a folder with a LoRA to put on it.
-    max_pixels: larger pictures are shrunk to this many pixels, in training and evaluation alike.
+    max_pixels: larger pictures, and frames of clips, are shrunk to this many pixels.
+    frames: which frames of a clip the model sees.
+    Both hold in building, training and evaluation alike.
     """
 
     path: str
@@ -53,6 +56,7 @@ class ModelConfig(Strict):
     attention: Literal["sdpa", "eager"] = "sdpa"
     trust_remote_code: bool = False
     max_pixels: PositiveInt | None = None
+    frames: FrameSampling = FrameSampling()
     lora: Lora | None = None
     train: TrainParts = TrainParts()
     gradient_checkpointing: bool = False
@@ -109,9 +113,8 @@ def load_policy(
     limits = limits or TokenLimits()
     if config.max_pixels is not None:
         limits = limits.model_copy(update={"max_pixels": config.max_pixels})
-    return Policy(
-        model=model, preparer=Preparer(processor, model.config, family, limits), family=family
-    )
+    preparer = Preparer(processor, model.config, family, limits, config.frames)
+    return Policy(model=model, preparer=preparer, family=family)
 
 
 def load_model(config: ModelConfig, *, merge: bool = True) -> tuple[Any, Any]:

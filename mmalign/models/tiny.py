@@ -36,9 +36,23 @@ QWEN_TEMPLATE = (
     "{% for block in message['content'] %}"
     "{% if block['type'] == 'image' %}"
     "{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% elif block['type'] == 'video' %}"
+    "{{ '<|vision_start|><|video_pad|><|vision_end|>' }}"
     "{% elif block['type'] == 'text' %}{{ block['text'] }}{% endif %}"
     "{% endfor %}"
     "{{ '<|im_end|>\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# The layout of llava-hf/llava-onevision checkpoints.
+ONEVISION_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + ' ' }}"
+    "{% for block in message['content'] if block['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{% for block in message['content'] if block['type'] == 'video' %}{{ '<video>' }}{% endfor %}"
+    "{% for block in message['content'] if block['type'] == 'text' %}"
+    "{{ '\n' + block['text'] }}{% endfor %}"
+    "{{ '<|im_end|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
@@ -62,7 +76,7 @@ class TinyModel(Strict):
     """
 
     output: str
-    family: Literal["llava15", "qwen25vl"] = "llava15"
+    family: Literal["llava15", "qwen25vl", "llava_onevision"] = "llava15"
     seed: int = 0
     words: tuple[str, ...] | None = None
     image_size: PositiveInt = 32
@@ -100,7 +114,8 @@ class TinyModel(Strict):
         quiet_libraries()
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            model, processor = (_llava15 if self.family == "llava15" else _qwen25vl)(self)
+            make = {"llava15": _llava15, "qwen25vl": _qwen25vl, "llava_onevision": _onevision}
+            model, processor = make[self.family](self)
             _reset(model)
         path.mkdir(parents=True, exist_ok=True)
         model.save_pretrained(path)
@@ -284,5 +299,74 @@ def _qwen25vl(config: TinyModel) -> tuple[Any, Any]:
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=limits, **shared),
         chat_template=QWEN_TEMPLATE,
+    )
+    return model, processor
+
+
+def _onevision(config: TinyModel) -> tuple[Any, Any]:
+    from transformers import (
+        LlavaOnevisionConfig,
+        LlavaOnevisionForConditionalGeneration,
+        LlavaOnevisionImageProcessor,
+        LlavaOnevisionProcessor,
+        LlavaOnevisionVideoProcessor,
+        Qwen2Config,
+        SiglipVisionConfig,
+    )
+
+    special = ("<|endoftext|>", "<|im_end|>", "<|im_start|>", "<image>", "<video>")
+    words = None if config.words is None else ("user", "assistant", "system", *config.words)
+    tokenizer = _tokenizer(words, special, bos=None)
+    side = config.image_size
+    # A picture is seen whole and in tiles; these shapes of tiles are offered.
+    pinpoints = [[side, side], [side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
+    size = {"height": side, "width": side}
+    pixels = {"image_mean": [config.pixel_mean] * 3, "image_std": [config.pixel_std] * 3}
+    vision = SiglipVisionConfig(
+        hidden_size=config.vision.hidden,
+        intermediate_size=config.vision.mlp,
+        num_hidden_layers=config.vision.layers,
+        num_attention_heads=config.vision.heads,
+        image_size=side,
+        patch_size=config.patch_size,
+        vision_use_head=False,
+    )
+    text = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=config.text.hidden,
+        intermediate_size=config.text.mlp,
+        num_hidden_layers=config.text.layers,
+        num_attention_heads=config.text.heads,
+        num_key_value_heads=config.text.heads,
+        max_position_embeddings=config.max_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        tie_word_embeddings=False,
+    )
+    ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<image>", "<video>")}
+    model = LlavaOnevisionForConditionalGeneration(
+        LlavaOnevisionConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=ids["<image>"],
+            video_token_index=ids["<video>"],
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+            image_grid_pinpoints=pinpoints,
+            tie_word_embeddings=False,
+        )
+    )
+    processor = LlavaOnevisionProcessor(
+        image_processor=LlavaOnevisionImageProcessor(
+            size=size, image_grid_pinpoints=pinpoints, **pixels
+        ),
+        tokenizer=tokenizer,
+        video_processor=LlavaOnevisionVideoProcessor(size=size, **pixels),
+        num_image_tokens=(side // config.patch_size) ** 2,
+        vision_feature_select_strategy="full",
+        image_token="<image>",
+        video_token="<video>",
+        chat_template=ONEVISION_TEMPLATE,
     )
     return model, processor

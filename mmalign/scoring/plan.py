@@ -6,15 +6,17 @@ positions, attention, pictures, and which hidden state predicts which response t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from mmalign.errors import DataError
 from mmalign.models.families import Family
-from mmalign.scoring.candidates import CandidateBatch, Condition, EncodedImage
+from mmalign.scoring.candidates import CandidateBatch, Condition, EncodedMedia
 
 Layout = Literal["padded", "shared_prefix"]
 
@@ -23,28 +25,33 @@ Layout = Literal["padded", "shared_prefix"]
 class Plan:
     """One forward pass. R rows of S tokens, K response tokens of N candidates, at most T each.
 
-    input_ids: [R, S]. is_image: [R, S] bool, image placeholders.
+    input_ids: [R, S]. is_image, is_video: [R, S] bool, placeholders of pictures and of clips.
     attention: [R, S] bool (padded) or [R, 1, S, S] bool (shared_prefix), True where attended.
     positions: [A, R, S] or None where the model's own are right.
-    images: processor tensors of the pictures to encode; image_order: which of them fills each
-        image place, in row order.
+    images, videos: processor tensors of the pictures and clips to encode; image_order,
+        video_order: which of them fills each place, in row order.
     source: [K] index into the R*S hidden states; target: [K] token ids; candidate, offset: [K],
         where each score goes in the [N, T] result.
+    mask: [N, T] bool, response tokens; marked: [N, T] bool, those in a differing phrase, or None.
     num_tokens: tokens that carry content, for throughput.
     """
 
     layout: Layout
     input_ids: Tensor
     is_image: Tensor
+    is_video: Tensor
     attention: Tensor
     positions: Tensor | None
     images: dict[str, Tensor]
     image_order: Tensor
+    videos: dict[str, Tensor]
+    video_order: Tensor
     source: Tensor
     target: Tensor
     candidate: Tensor
     offset: Tensor
     mask: Tensor
+    marked: Tensor | None
     num_tokens: int
 
     def to(self, device: torch.device | str) -> Plan:
@@ -61,7 +68,13 @@ class Plan:
 
 
 def make_plan(
-    batch: CandidateBatch, family: Family, layout: Layout, *, image_token_id: int, pad_token_id: int
+    batch: CandidateBatch,
+    family: Family,
+    layout: Layout,
+    *,
+    image_token_id: int,
+    video_token_id: int | None,
+    pad_token_id: int,
 ) -> Plan:
     """Lay a batch out.
 
@@ -71,10 +84,11 @@ def make_plan(
     shared_prefix: one row per condition, [prompt | response 1 | response 2 | ... | pad]. Each
         response sees the prompt and itself, never its siblings, and its positions restart after
         the prompt, so every response token sees what it would see in a row of its own.
-    Raises DataError, naming the row, where image placeholders and image features differ.
+    Raises DataError, naming the row, where placeholders and features of pictures or clips differ.
     """
     for condition in batch.conditions:
-        _check_images(condition, image_token_id)
+        _check_media(condition, "image", image_token_id, condition.num_image_tokens)
+        _check_media(condition, "video", video_token_id, condition.num_video_tokens)
     if layout == "padded":
         rows = [
             _Row(condition=batch.conditions[c.condition], branches=[(index, c.response_ids)])
@@ -107,22 +121,32 @@ def make_plan(
         input_ids[r, : len(tokens)] = torch.tensor(tokens)
         token_mask[r, : len(tokens)] = True
     shared = layout == "shared_prefix"
-    images, order = _images(rows, family, unique=shared)
+    images, image_order = _media(
+        [row.condition.images for row in rows], family.image_inputs, unique=shared
+    )
+    videos, video_order = _media(
+        [row.condition.videos for row in rows], family.video_inputs, unique=shared
+    )
     mask = torch.zeros(len(batch.candidates), max(offset) + 1, dtype=torch.bool)
     mask[candidate, offset] = True
+    is_video = token_mask & (input_ids == (-1 if video_token_id is None else video_token_id))
     return Plan(
         layout=layout,
         input_ids=input_ids,
         is_image=(input_ids == image_token_id) & token_mask,
+        is_video=is_video,
         attention=_branch_attention(rows, width) if shared else token_mask,
         positions=_branch_positions(rows, width, family.num_axes) if shared else None,
         images=images,
-        image_order=torch.tensor(order, dtype=torch.long),
+        image_order=torch.tensor(image_order, dtype=torch.long),
+        videos=videos,
+        video_order=torch.tensor(video_order, dtype=torch.long),
         source=torch.tensor(source),
         target=torch.tensor(target),
         candidate=torch.tensor(candidate),
         offset=torch.tensor(offset),
         mask=mask,
+        marked=_marked(batch, mask),
         num_tokens=int(token_mask.sum()),
     )
 
@@ -137,35 +161,56 @@ class _Row:
         return len(self.condition.prompt_ids) + sum(len(ids) for _, ids in self.branches)
 
 
-def _check_images(condition: Condition, image_token_id: int) -> None:
-    tokens = condition.prompt_ids.count(image_token_id)
-    if tokens != condition.num_image_tokens:
+def _check_media(condition: Condition, kind: str, token_id: int | None, num_features: int) -> None:
+    tokens = 0 if token_id is None else condition.prompt_ids.count(token_id)
+    if tokens != num_features:
         raise DataError(
-            "image tokens and image features do not match",
+            f"{kind} tokens and {kind} features do not match",
             where=f"row {condition.id}",
             got=f"{tokens} placeholders in the prompt",
-            wanted=f"{condition.num_image_tokens}, one for each feature",
+            wanted=f"{num_features}, one for each feature",
         )
 
 
-def _images(
-    rows: list[_Row], family: Family, *, unique: bool
+def _media(
+    rows: Sequence[tuple[EncodedMedia, ...]], names: tuple[str, ...], *, unique: bool
 ) -> tuple[dict[str, Tensor], list[int]]:
     """Processor tensors to encode, each distinct picture once if `unique`, and the fill order."""
-    chosen: list[EncodedImage] = []
+    chosen: list[EncodedMedia] = []
     index_of: dict[str, int] = {}
     order: list[int] = []
     for row in rows:
-        for image in row.condition.images:
-            if not unique or image.key not in index_of:
-                index_of[image.key] = len(chosen)
-                chosen.append(image)
-            order.append(index_of[image.key])
+        for media in row:
+            if not unique or media.key not in index_of:
+                index_of[media.key] = len(chosen)
+                chosen.append(media)
+            order.append(index_of[media.key])
     if not chosen:
         return {}, []
-    return {
-        name: torch.cat([image.inputs[name] for image in chosen]) for name in family.image_inputs
-    }, order
+    return {name: joined([media.inputs[name] for media in chosen]) for name in names}, order
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Processor tensors of several pictures as one, along the first axis.
+
+    Pictures cut into different numbers of tiles ([1, tiles, C, H, W]) are filled up with empty
+    tiles, which the model takes off again by each picture's size.
+    """
+    widest = max((t.shape[1] for t in tensors if t.dim() == 5), default=0)
+    if all(t.dim() != 5 or t.shape[1] == widest for t in tensors):
+        return torch.cat(list(tensors))
+    return torch.cat([pad(t, (0, 0) * 3 + (0, widest - t.shape[1])) for t in tensors])
+
+
+def _marked(batch: CandidateBatch, mask: Tensor) -> Tensor | None:
+    """[N, T] bool, or None where no candidate says what is marked in it."""
+    if all(candidate.marked is None for candidate in batch.candidates):
+        return None
+    result = torch.zeros_like(mask)
+    for row, candidate in enumerate(batch.candidates):
+        if candidate.marked is not None:
+            result[row, : len(candidate.marked)] = torch.tensor(candidate.marked)
+    return result
 
 
 def _branch_positions(rows: list[_Row], width: int, num_axes: int) -> Tensor:
@@ -174,7 +219,8 @@ def _branch_positions(rows: list[_Row], width: int, num_axes: int) -> Tensor:
     for r, row in enumerate(rows):
         end = len(row.condition.prompt_ids)
         result[:, r, :end] = row.condition.positions
-        follow = int(row.condition.positions.max()) + 1
+        # From the last token, not the largest position: a clip's time may run ahead of the text.
+        follow = int(row.condition.positions[:, -1].max()) + 1
         for _, response in row.branches:
             result[:, r, end : end + len(response)] = torch.arange(follow, follow + len(response))
             end += len(response)

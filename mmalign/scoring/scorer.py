@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from mmalign.models.families import Family
 from mmalign.models.load import base_model
-from mmalign.scores import TokenScores
-from mmalign.scoring.logps import token_logps
+from mmalign.scores import Distributions, TokenScores
+from mmalign.scoring.logps import token_logps, token_logps_and_kl
 from mmalign.scoring.plan import Plan
 
 
@@ -26,48 +28,99 @@ class Scorer(nn.Module):
         self.model = model
         self.family = family
 
-    def forward(self, plan: Plan, *, competitor: bool = False) -> TokenScores:
-        """Scores of every candidate of the plan, in candidate order, float32 nats."""
+    def forward(
+        self,
+        plan: Plan,
+        *,
+        competitor: bool = False,
+        distributions: bool = False,
+        against: Distributions | None = None,
+        kl_of: Tensor | None = None,
+    ) -> TokenScores:
+        """Scores of every candidate of the plan, in candidate order, float32 nats.
+
+        competitor, distributions: also give TokenScores' fields of these names.
+        against: the reference's distributions over the same plan; then `kl` is given for the
+            candidates numbered in `kl_of`, [C] int64.
+        """
         body, head = body_and_head(self.model)
         hidden = self._hidden(body, plan)
         states = hidden.reshape(-1, hidden.shape[-1])[plan.source]
-        logps, competitors = token_logps(
-            head,
-            states,
-            plan.target,
-            vocab_size=head.weight.shape[0],
-            competitor=competitor,
-        )
+        competitors = kl = None
+        if against is None:
+            logps, competitors = token_logps(
+                head,
+                states,
+                plan.target,
+                vocab_size=head.weight.shape[0],
+                competitor=competitor,
+            )
+        else:
+            assert kl_of is not None
+            assert not competitor
+            logps, kl = self._with_kl(head, states, plan, against, kl_of)
         return TokenScores(
             logps=_scatter(logps, plan),
             mask=plan.mask,
+            marked=plan.marked,
             competitor_logps=None if competitors is None else _scatter(competitors, plan),
+            kl=None if kl is None else _scatter(kl, plan),
+            distributions=self._distributions(head, states) if distributions else None,
         )
+
+    def _with_kl(
+        self, head: nn.Module, states: Tensor, plan: Plan, against: Distributions, kl_of: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of every response token, and the KL at those of `kl_of`: [K] each."""
+        measured = torch.isin(plan.candidate, kl_of)
+        here, elsewhere = measured.nonzero().squeeze(-1), (~measured).nonzero().squeeze(-1)
+        size = head.weight.shape[0]
+        own, kl = token_logps_and_kl(
+            head,
+            states[here],
+            plan.target[here],
+            reference_head=against.head or _without_adapter(head),
+            reference_hidden=against.states[here],
+            vocab_size=size,
+        )
+        other, _ = token_logps(head, states[elsewhere], plan.target[elsewhere], vocab_size=size)
+        logps = own.new_zeros(len(states)).index_put((here,), own).index_put((elsewhere,), other)
+        return logps, kl.new_zeros(len(states)).index_put((here,), kl)
+
+    def _distributions(self, head: nn.Module, states: Tensor) -> Distributions:
+        # A policy with an adapter is its own reference, and its head has to be used inside its
+        # own forward: under FSDP the weights are whole only there.
+        own = hasattr(self.model, "peft_config")
+        return Distributions(states=states, head=None if own else head)
 
     def _hidden(self, body: nn.Module, plan: Plan) -> Tensor:
         """Last hidden states, [R, S, H]."""
         if plan.layout == "padded":
+            kinds = plan.is_image.int() + 2 * plan.is_video.int()
             return body(
                 input_ids=plan.input_ids,
                 attention_mask=plan.attention.long(),
                 use_cache=False,
                 **plan.images,
-                **({"mm_token_type_ids": plan.is_image.int()} if self.family.num_axes > 1 else {}),
+                **plan.videos,
+                **({"mm_token_type_ids": kinds} if self.family.num_axes > 1 else {}),
             ).last_hidden_state
         positions = plan.positions
         assert positions is not None
-        extra: dict[str, Any] = {}
+        encoded: dict[str, Any] = {}
         if plan.images:
-            encoded = body.get_image_features(**plan.images, return_dict=True)  # type: ignore[operator]
-            features = encoded.pooler_output
-            encoded.pooler_output = [features[i] for i in plan.image_order.tolist()]
-            extra["mm_encoder_outputs"] = {"image": encoded}
+            found = body.get_image_features(**plan.images, return_dict=True)  # type: ignore[operator]
+            encoded["image"] = _in_order(found, plan.image_order)
+        if plan.videos:
+            inputs = {k: v for k, v in plan.videos.items() if k != "second_per_grid_ts"}
+            found = body.get_video_features(**inputs, return_dict=True)  # type: ignore[operator]
+            encoded["video"] = _in_order(found, plan.video_order)
         return body(
             input_ids=plan.input_ids,
             attention_mask=self._attention(body, plan.attention),
             position_ids=positions if len(positions) > 1 else positions[0],
             use_cache=False,
-            **extra,
+            **({"mm_encoder_outputs": encoded} if encoded else {}),
         ).last_hidden_state
 
     def _attention(self, body: nn.Module, allowed: Tensor) -> Tensor:
@@ -82,6 +135,23 @@ def body_and_head(model: nn.Module) -> tuple[Any, Any]:
     """The multimodal body (tokens and pictures to hidden states) and the vocabulary projection."""
     base = base_model(model)
     return base.model, base.get_output_embeddings()
+
+
+def _in_order(encoded: Any, order: Tensor) -> Any:
+    """The tower's output with its features repeated and put into the order of the places."""
+    features = encoded.pooler_output
+    if isinstance(features, Tensor):
+        encoded.pooler_output = features[order]
+    else:
+        encoded.pooler_output = [features[i] for i in order.tolist()]
+    return encoded
+
+
+def _without_adapter(head: nn.Module) -> nn.Module:
+    """The vocabulary projection as it was before training, of a model with an adapter."""
+    if isinstance(head, AuxiliaryTrainingWrapper):
+        return head.original_module  # type: ignore[return-value]
+    return head.get_base_layer() if isinstance(head, BaseTunerLayer) else head  # type: ignore[return-value]
 
 
 def _scatter(values: Tensor, plan: Plan) -> Tensor:

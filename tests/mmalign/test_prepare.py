@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmalign.encode import shrink
 from mmalign.errors import MediaError
 from mmalign.media import embed
 from mmalign.models.load import load_processor
 from mmalign.models.tiny import TinyModel
-from mmalign.prepare import Preparer, RowDropped, TokenLimits, _largest_share, shrink
+from mmalign.prepare import Preparer, RowDropped, TokenLimits, _largest_share
 from mmalign.records import Block, Message, user
 
 

@@ -11,6 +11,7 @@ from mmalign.prepare import Preparer, RowDropped, TokenLimits
 from mmalign.records import Example, Media, Preference, user
 from mmalign.store import open_dataset, write_dataset
 from trainers.objectives.base import check_dataset, collate, objective_for
+from trainers.objectives.base import table as make_table
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_rdpo_rows_hold_chosen_rejected_and_chosen_again_under_the_contrast(
 ):
     pair = objective(RDPO(), preparer, tmp_path)
     rows = [pair.prepare(preference(n)) for n in (0, 1)]
-    batch, table = collate(rows), pair.table(rows)
+    batch, table = collate(rows), make_table(rows)
     assert table.chosen.tolist() == [0, 3]
     assert table.rejected.tolist() == [1, 4]
     assert table.contrast.tolist() == [2, 5]
@@ -104,8 +105,8 @@ def test_sft_learns_answers_and_chosen_responses(preparer, tmp_path, preference)
     sft = objective(SFT(), preparer, tmp_path)
     example = Example(id="e", prompt=user("Name a digit."), answer="It is 0")
     rows = [sft.prepare(example), sft.prepare(preference(0))]
-    assert sft.table(rows).chosen.tolist() == [0, 1]
-    assert sft.table(rows).rejected is None
+    assert make_table(rows).chosen.tolist() == [0, 1]
+    assert make_table(rows).rejected is None
     assert rows[0].candidates[0].response_ids == rows[1].candidates[0].response_ids
     with pytest.raises(RowDropped, match="no answer"):
         sft.prepare(replace(example, answer=None))
@@ -121,14 +122,13 @@ def test_a_dataset_without_the_column_is_refused_with_the_builder_that_makes_it(
         check_dataset(dataset, RDPO())
 
 
-def test_weights_that_no_loss_reads_are_refused(tmp_path, preference):
-    rows = [preference(0), preference(1, weight=0.0), preference(2, weight=0.5)]
-    write_dataset(tmp_path, Preference, rows[:2])
-    check_dataset(open_dataset(tmp_path), SFT())
-    write_dataset(tmp_path, Preference, rows)
-    for loss in (SFT(), DPO()):
-        with pytest.raises(SchemaMismatch, match=r"column weight.*got 0\.5; wanted 1, or 0"):
-            check_dataset(open_dataset(tmp_path), loss)
+def test_weights_multiply_each_rows_share(preparer, tmp_path, preference):
+    pair = objective(DPO(), preparer, tmp_path)
+    rows = [pair.prepare(preference(0, weight=0.5)), pair.prepare(preference(1))]
+    assert make_table(rows).weight.tolist() == [0.5, 1.0]
+    assert make_table(rows[1:]).weight is None
+    with pytest.raises(RowDropped, match=r"is -1\.0"):
+        pair.prepare(preference(0, weight=-1.0))
 
 
 def test_examples_cannot_be_compared(tmp_path):

@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from mmalign.errors import SchemaMismatch
-from mmalign.losses.base import LossConfig, Need
+from mmalign.losses import Loss
+from mmalign.losses.base import Need
 from mmalign.prepare import Preparer, RowDropped
 from mmalign.records import Example, Preference, check, kind_name
 from mmalign.scores import PairTable
 from mmalign.scoring.candidates import Candidate, CandidateBatch, Condition
 from mmalign.store import Dataset
 
-# The dataset columns that a loss can demand, and the builder that makes each.
+# The dataset columns that a loss can demand, and what makes each.
+PAIR_BUILDER = "a pair builder, such as `mmalign build configs/build/realign_coco.yaml`"
 COLUMNS = {
-    Need.REJECTED: (
-        "rejected",
-        "a pair builder, such as `mmalign build configs/build/realign_coco.yaml`",
-    ),
-    Need.CONTRAST: ("contrast_images", "`mmalign build configs/build/realign_coco.yaml`"),
-    Need.SCORE_GAP: ("score_gap", "an importer that keeps annotators' scores"),
+    Need.REJECTED: PAIR_BUILDER,
+    Need.CONTRAST: "`mmalign build configs/build/realign_coco.yaml`",
+    Need.SCORE_GAP: "`mmalign build configs/build/score_pairs.yaml`, or an importer that keeps "
+    "annotators' scores",
+    Need.SPANS: "`mmalign build configs/build/rrpo_video.yaml`, or another pair builder, which "
+    "all mark the phrases that differ",
+    Need.RATIONALE: "`mmalign build configs/build/critiques.yaml`, or an import of MM-RLHF",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RowPair:
+    """One pair of a row, by the places of its candidates in the row; as in PairTable."""
+
+    chosen: int = 0
+    rejected: int | None = None
+    contrast: int | None = None
+    rationale: int | None = None
+    score_gap: float | None = None
+    p_target: float = 1.0
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRow:
-    """One dataset row in tokens: its conditions, and its candidates with the chosen one first."""
+    """One dataset row in tokens: its conditions, its candidates with the chosen one first, pairs.
+
+    Rows of one objective have equally many pairs, whose weights add up to the row's.
+    """
 
     id: str
     conditions: tuple[Condition, ...]
     candidates: tuple[Candidate, ...]
-    score_gap: float | None = None
+    pairs: tuple[RowPair, ...] = (RowPair(),)
 
     @property
     def num_chosen_tokens(self) -> int:
@@ -49,13 +70,15 @@ class PreparedRow:
     @property
     def num_bytes(self) -> int:
         """About what the row holds in memory; pictures are nearly all of it."""
-        images = (image for condition in self.conditions for image in condition.images)
-        tensors = (tensor for image in images for tensor in image.inputs.values())
+        media = (
+            one for condition in self.conditions for one in condition.images + condition.videos
+        )
+        tensors = (tensor for one in media for tensor in one.inputs.values())
         return 64 * self.num_tokens + sum(tensor.nbytes for tensor in tensors)
 
 
 class Objective(Protocol):
-    """Turns records into prepared rows, and prepared rows into the pairs of a batch.
+    """Turns records into prepared rows.
 
     unit is what a row is to a reader of the log: "pairs" or "examples".
     """
@@ -66,12 +89,8 @@ class Objective(Protocol):
         """Raises RowDropped or MediaError for a row that cannot be used."""
         ...
 
-    def table(self, rows: Sequence[PreparedRow]) -> PairTable:
-        """Which candidates of `collate(rows)` form the pairs."""
-        ...
 
-
-def objective_for(loss: LossConfig, preparer: Preparer, media_root: Path) -> Objective:
+def objective_for(loss: Loss, preparer: Preparer, media_root: Path) -> Objective:
     """The objective whose batches hold what the loss reads."""
     from trainers.objectives.pair import PairObjective
     from trainers.objectives.sft import SFTObjective
@@ -81,19 +100,18 @@ def objective_for(loss: LossConfig, preparer: Preparer, media_root: Path) -> Obj
     return PairObjective(preparer, media_root, needs=loss.needs)
 
 
-def check_row(record: Example | Preference) -> None:
+def check_row(record: Example | Preference, needs: Set[Need] = frozenset()) -> None:
     """Raise RowDropped for a row that no objective may use.
 
     One check for all of them, so that a supervised control sees the rows of the comparison it
-    belongs to. A preference is taken as certain: ties and reversed ones (p_target of at most 0.5)
-    are dropped, and so is what has no weight.
+    belongs to. Unless the loss reads p_target, a preference is taken as certain: ties and reversed
+    ones (p_target of at most 0.5) are dropped; and so is what has no weight.
     """
-    if record.videos or (isinstance(record, Preference) and record.contrast_videos):
-        raise RowDropped("holds_clips", "clips cannot be trained on yet", where=record.id)
-    if isinstance(record, Preference) and record.p_target <= 0.5:
-        raise RowDropped("tie_or_reversed", "p_target is at most 0.5", where=record.id)
-    if isinstance(record, Preference) and record.weight == 0:
-        raise RowDropped("no_weight", "its weight is 0", where=record.id)
+    if isinstance(record, Preference):
+        if record.p_target <= 0.5 and Need.P_TARGET not in needs:
+            raise RowDropped("tie_or_reversed", "p_target is at most 0.5", where=record.id)
+        if record.weight == 0:
+            raise RowDropped("no_weight", "its weight is 0", where=record.id)
     for problem in check(record):
         raise RowDropped(f"bad_{problem.column}", problem.what, where=record.id)
 
@@ -106,48 +124,63 @@ def collate(rows: Sequence[PreparedRow]) -> CandidateBatch:
     for row in rows:
         local = []
         for condition in row.conditions:
-            key = (tuple(condition.prompt_ids), tuple(image.key for image in condition.images))
+            media = condition.images + condition.videos
+            key = (tuple(condition.prompt_ids), tuple(one.key for one in media))
             if key not in places:
                 places[key] = len(conditions)
                 conditions.append(condition)
             local.append(places[key])
         candidates += [
-            Candidate(condition=local[c.condition], response_ids=c.response_ids)
-            for c in row.candidates
+            replace(candidate, condition=local[candidate.condition]) for candidate in row.candidates
         ]
     return CandidateBatch(conditions=conditions, candidates=candidates)
 
 
-def check_dataset(dataset: Dataset[Any], loss: LossConfig) -> None:
-    """Raise SchemaMismatch where no row has what the loss needs, or rows weigh unequally.
+def table(rows: Sequence[PreparedRow]) -> PairTable:
+    """The pairs of `collate(rows)`, row after row. A column that no pair has is None."""
+    columns: dict[str, list[Any]] = {f.name: [] for f in fields(RowPair)}
+    start = 0
+    for row in rows:
+        for pair in row.pairs:
+            for name, values in columns.items():
+                value = getattr(pair, name)
+                place = name in ("chosen", "rejected", "contrast", "rationale")
+                values.append(value + start if place and value is not None else value)
+        start += len(row.candidates)
+    return PairTable(
+        **{
+            name: torch.tensor(values)
+            for name, values in columns.items()
+            if None not in values and (name not in ("p_target", "weight") or set(values) != {1.0})
+        }
+    )
 
-    Runs before a model is loaded.
-    """
-    name = getattr(loss, "name", type(loss).__name__)
+
+def check_dataset(dataset: Dataset[Any], loss: Loss) -> None:
+    """Raise SchemaMismatch where no row has what the loss needs. Runs before a model is loaded."""
     kinds = (Preference,) if Need.REJECTED in loss.needs else (Example, Preference)
     if dataset.kind not in kinds:
         raise SchemaMismatch(
-            f"loss {name!r} cannot train on {dataset.manifest.kind} records",
+            f"loss {loss.name!r} cannot train on {dataset.manifest.kind} records",
             where=str(dataset.path),
             wanted=" or ".join(kind_name(kind) for kind in kinds),
-            fix=f"build it with {COLUMNS[Need.REJECTED][1]}, or choose another loss",
-        )
-    weights = set(dataset.column("weight")) if dataset.kind is Preference else set()
-    # Null reads as 1; rows of weight 0 are dropped and counted.
-    if others := sorted(weights - {None, 0.0, 1.0}):
-        raise SchemaMismatch(
-            "no loss reads the column weight, and rows of other weights would count as 1",
-            where=str(dataset.path),
-            got=f"{others[0]:g}",
-            wanted="1, or 0 for a row to leave out",
-            fix="set the column to 1",
+            fix=f"build it with {COLUMNS[Need.REJECTED]}, or choose another loss",
         )
     for need in sorted(loss.needs & COLUMNS.keys()):
-        column, builder = COLUMNS[need]
-        # None and the empty list mean "not given"; a score gap of 0.0 is given.
-        if not any(value not in (None, []) for value in dataset.column(column)):
+        # None and the empty list mean "not given"; a score gap of 0.0 is given. A phrase may be
+        # on one side only.
+        columns = ["chosen_spans", "rejected_spans"] if need is Need.SPANS else [need.value]
+        if all(value in (None, []) for column in columns for value in dataset.column(column)):
             raise SchemaMismatch(
-                f"loss {name!r} needs the column {column}, which is empty in every row",
+                f"loss {loss.name!r} needs the column {need.value}, which is empty in every row",
                 where=str(dataset.path),
-                fix=f"build the dataset with {builder}, or choose a loss that does not need it",
+                fix=f"build the dataset with {COLUMNS[need]}, or choose a loss that does not "
+                "need it",
             )
+
+
+def fitted(loss: Loss, dataset: Dataset[Any]) -> Loss:
+    """The loss with what it derives from the dataset, such as MM-DPO's k, filled in."""
+    if Need.SCORE_GAP not in loss.needs:
+        return loss
+    return loss.fitted([gap for gap in dataset.column("score_gap") if gap is not None])

@@ -1,28 +1,31 @@
-"""Preference rows: chosen and rejected under one condition, and chosen under a contrast image."""
+"""Preference rows: chosen and rejected under one condition, and what else a loss compares."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from pathlib import Path
 
-import torch
-
 from mmalign.losses.base import Need
 from mmalign.prepare import Preparer, RowDropped
-from mmalign.records import Preference
-from mmalign.scores import PairTable
-from mmalign.scoring.candidates import Candidate
-from trainers.objectives.base import PreparedRow, check_row
+from mmalign.records import Preference, Span, prompt_text, user
+from mmalign.scoring.candidates import Candidate, Condition
+from trainers.objectives.base import PreparedRow, RowPair, check_row
+
+RATIONALE_PROMPT = """\
+Below are a question about the image and two responses to it. Say why response A is better.
+
+Question: {question}
+Response A: {chosen}
+Response B: {rejected}"""
 
 
 class PairObjective:
-    """Every row is [chosen, rejected], or [chosen, rejected, contrast] where the loss needs it."""
+    """Rows are [chosen, rejected], then, where the loss needs them, [contrast], [rationale]."""
 
     unit = "pairs"
 
     def __init__(self, preparer: Preparer, media_root: Path, *, needs: Set[Need]) -> None:
         self.preparer, self.media_root, self.needs = preparer, media_root, needs
-        self.row_candidates = 3 if Need.CONTRAST in needs else 2
 
     def prepare(self, record: Preference) -> PreparedRow:
         """The row's candidates. Chosen holds the same tokens under both conditions."""
@@ -32,50 +35,85 @@ class PairObjective:
             record.images,
             [record.chosen, record.rejected],
             self.media_root,
+            videos=record.videos,
             id=record.id,
         )
-        if Need.CONTRAST not in self.needs:
-            return PreparedRow(
-                id=record.id,
-                conditions=(condition,),
-                candidates=_candidates((0, chosen), (0, rejected)),
-                score_gap=record.score_gap,
-            )
-        contrast, (again,) = self.preparer.fit(
+        conditions = [condition]
+        further: list[Candidate] = []
+        places: dict[str, int] = {}
+        if Need.CONTRAST in self.needs:
+            contrast, again = self._contrast(record)
+            # The token limit may cut more under the larger image; the visual pair compares one
+            # response, so it is cut alike under both.
+            chosen, again = chosen[: len(again)], again[: len(chosen)]
+            places["contrast"] = 2 + len(further)
+            further.append(Candidate(condition=len(conditions), response_ids=again))
+            conditions.append(contrast)
+        if Need.RATIONALE in self.needs:
+            shown, rationale = self._rationale(record)
+            places["rationale"] = 2 + len(further)
+            further.append(Candidate(condition=len(conditions), response_ids=rationale))
+            conditions.append(shown)
+        pair = RowPair(
+            rejected=1,
+            score_gap=record.score_gap,
+            p_target=record.p_target if Need.P_TARGET in self.needs else 1.0,
+            weight=record.weight,
+            **places,
+        )
+        sides = ((chosen, record.chosen, record.chosen_spans),)
+        sides += ((rejected, record.rejected, record.rejected_spans),)
+        own = [self._candidate(record, *side) for side in sides]
+        if Need.SPANS in self.needs and not any(any(side.marked or ()) for side in own):
+            raise RowDropped("spans_cut", "no token of a phrase is left", where=record.id)
+        return PreparedRow(
+            id=record.id,
+            conditions=tuple(conditions),
+            candidates=(*own, *further),
+            pairs=(pair,),
+        )
+
+    def _candidate(
+        self, record: Preference, ids: list[int], text: str, spans: Sequence[Span]
+    ) -> Candidate:
+        if Need.SPANS not in self.needs:
+            return Candidate(condition=0, response_ids=ids)
+        # The limit on tokens cuts the end off, and marks with it.
+        marked = self.preparer.marked(record.prompt, text, spans)[: len(ids)]
+        return Candidate(condition=0, response_ids=ids, marked=marked)
+
+    def _contrast(self, record: Preference) -> tuple[Condition, list[int]]:
+        condition, (again,) = self.preparer.fit(
             record.prompt,
             record.contrast_images,
             [record.chosen],
             self.media_root,
             id=f"{record.id}/contrast",
         )
-        # The token limit may cut more under the larger image; the visual pair compares one
-        # response, so it is cut alike under both.
-        chosen = chosen[: len(again)]
-        return PreparedRow(
-            id=record.id,
-            conditions=(condition, contrast),
-            candidates=_candidates((0, chosen), (0, rejected), (1, again[: len(chosen)])),
-            score_gap=record.score_gap,
-        )
+        return condition, again
 
-    def table(self, rows: Sequence[PreparedRow]) -> PairTable:
-        """Row i holds the candidates from i * row_candidates on."""
-        first = torch.arange(len(rows)) * self.row_candidates
-        gaps = [row.score_gap for row in rows if row.score_gap is not None]
-        return PairTable(
-            chosen=first,
-            rejected=first + 1,
-            contrast=first + 2 if Need.CONTRAST in self.needs else None,
-            score_gap=torch.tensor(gaps) if Need.SCORE_GAP in self.needs else None,
+    def _rationale(self, record: Preference) -> tuple[Condition, list[int]]:
+        text = RATIONALE_PROMPT.format(
+            question=prompt_text(record.prompt), chosen=record.chosen, rejected=record.rejected
         )
+        condition, (rationale,) = self.preparer.fit(
+            user(text, images=len(record.images), videos=len(record.videos)),
+            record.images,
+            [record.chosen_critique or ""],
+            self.media_root,
+            videos=record.videos,
+            id=f"{record.id}/rationale",
+        )
+        return condition, rationale
 
     def _check(self, record: Preference) -> None:
-        check_row(record)
-        if Need.CONTRAST in self.needs and not record.contrast_images:
-            raise RowDropped("no_contrast_images", "the row has none", where=record.id)
-        if Need.SCORE_GAP in self.needs and record.score_gap is None:
-            raise RowDropped("no_score_gap", "the row has none", where=record.id)
-
-
-def _candidates(*pairs: tuple[int, list[int]]) -> tuple[Candidate, ...]:
-    return tuple(Candidate(condition=place, response_ids=ids) for place, ids in pairs)
+        check_row(record, self.needs)
+        missing = {
+            Need.CONTRAST: not record.contrast_images,
+            Need.SCORE_GAP: record.score_gap is None,
+            Need.SPANS: not (record.chosen_spans or record.rejected_spans),
+            Need.RATIONALE: not (record.chosen_critique or "").strip(),
+        }
+        for need in sorted(self.needs & missing.keys()):
+            if missing[need]:
+                raise RowDropped(f"no_{need.value}", "the row has none", where=record.id)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from mmalign.prepare import Preparer, RowDropped
 from mmalign.records import Example, Preference
-from mmalign.scores import PairTable
 from mmalign.scoring.candidates import Candidate
-from trainers.objectives.base import PreparedRow, check_row
+from trainers.objectives.base import PreparedRow, RowPair, check_row
 
 
 class SFTObjective:
@@ -29,11 +25,18 @@ class SFTObjective:
         if text is None:
             raise RowDropped("no_answer", "the row has no answer", where=record.id)
         condition, (response,) = self.preparer.fit(
-            record.prompt, record.images, [text], self.media_root, id=record.id
+            record.prompt,
+            record.images,
+            [text],
+            self.media_root,
+            videos=record.videos,
+            id=record.id,
         )
         candidate = Candidate(condition=0, response_ids=response)
-        return PreparedRow(id=record.id, conditions=(condition,), candidates=(candidate,))
-
-    def table(self, rows: Sequence[PreparedRow]) -> PairTable:
-        """Candidate i is row i."""
-        return PairTable(chosen=torch.arange(len(rows)))
+        weight = record.weight if isinstance(record, Preference) else 1.0
+        return PreparedRow(
+            id=record.id,
+            conditions=(condition,),
+            candidates=(candidate,),
+            pairs=(RowPair(weight=weight),),
+        )

@@ -16,10 +16,10 @@ from mmalign.models.load import ModelConfig, Policy, TrainParts, load_policy
 from mmalign.models.tiny import TinyModel
 from mmalign.records import Media, user
 from mmalign.scoring.candidates import Candidate, CandidateBatch, Condition
-from mmalign.scoring.plan import make_plan
+from mmalign.scoring.plan import joined, make_plan
 from mmalign.scoring.scorer import Scorer
 
-TINY = {"llava15": 8, "qwen25vl": 4}
+TINY = {"llava15": 8, "qwen25vl": 4, "llava_onevision": 8}
 
 
 def picture(seed: int, width: int, height: int) -> Media:
@@ -43,6 +43,7 @@ def batch_of(policy: Policy, rows: list[tuple[str, list[int], list[str]]]) -> Ca
     conditions: list[Condition] = []
     candidates: list[Candidate] = []
     for index, (text, pictures, responses) in enumerate(rows):
+        pictures = pictures[: policy.family.max_images]
         prompt = user(text, images=len(pictures))
         media = [PICTURES[i] for i in pictures]
         conditions.append(policy.preparer.condition(prompt, media, None, id=f"row-{index}"))
@@ -58,6 +59,7 @@ def plan_of(policy: Policy, batch: CandidateBatch, layout):
         policy.family,
         layout,
         image_token_id=policy.preparer.image_token_id,
+        video_token_id=policy.preparer.video_token_id,
         pad_token_id=policy.preparer.tokenizer.pad_token_id,
     )
 
@@ -129,7 +131,7 @@ def test_padded_scores_are_the_models_own_logits(policy):
         condition = batch.conditions[candidate.condition]
         ids = torch.tensor([condition.prompt_ids + candidate.response_ids])
         inputs = {
-            name: torch.cat([image.inputs[name] for image in condition.images])
+            name: joined([image.inputs[name] for image in condition.images])
             for name in (policy.family.image_inputs if condition.images else ())
         }
         if policy.family.num_axes > 1:
@@ -170,7 +172,8 @@ def test_blanking_the_picture_changes_the_scores(policy):
 
 
 def test_one_picture_of_many_conditions_is_encoded_once(policy):
-    batch = batch_of(policy, [("a", [0], ["x"]), ("b", [0, 1], ["y"]), ("c", [1], ["z"])])
+    rows = [("a", [0], ["x"]), ("b", [0], ["y"]), ("c", [1], ["z"]), ("d", [1], ["w"])]
+    batch = batch_of(policy, rows)
     plan = plan_of(policy, batch, "shared_prefix")
     assert plan.image_order.tolist() == [0, 0, 1, 1]
     padded = plan_of(policy, batch, "padded")
@@ -193,6 +196,7 @@ def test_a_lost_image_token_is_named(policy):
 
 def test_prompt_tokens_are_the_processors_own(policy):
     for text, pictures, _ in MIXED:
+        pictures = pictures[: policy.family.max_images]
         prompt = user(text, images=len(pictures))
         media = [PICTURES[i] for i in pictures]
         condition = policy.preparer.condition(prompt, media, None)
@@ -211,14 +215,23 @@ def test_mrope_positions_by_hand():
 
     class Config:
         image_token_id = 9
+        video_token_id = 8
 
         class vision_config:
             spatial_merge_size = 2
+            tokens_per_second = 4
 
     grid = {"image_grid_thw": torch.tensor([[1, 4, 6]])}
     ids = torch.tensor([1, 1, 9, 9, 9, 9, 9, 9, 1])
-    assert mrope_positions(ids, [grid], Config).tolist() == [
+    assert mrope_positions(ids, [grid], [], Config).tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 5],
         [0, 1, 2, 2, 2, 3, 3, 3, 5],
         [0, 1, 2, 3, 4, 2, 3, 4, 5],
+    ]
+    # A clip of 3 patches in time, 0.4 s each: 4 positions a second make 0, 1.6, 3.2, cut.
+    clip = {"video_grid_thw": torch.tensor([[3, 2, 2]]), "second_per_grid_ts": torch.tensor([0.4])}
+    assert mrope_positions(torch.tensor([1, 8, 8, 8, 1]), [], [clip], Config).tolist() == [
+        [0, 1, 2, 4, 2],
+        [0, 1, 1, 1, 2],
+        [0, 1, 1, 1, 2],
     ]
