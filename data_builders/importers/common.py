@@ -1,23 +1,29 @@
 """What the importers share: reading rows, words for bad ones, turns into messages.
 
 An importer is `read(source)`, which yields a record or a Bad for every row. A bad row never stops
-it, and whether its pictures can be read is asked later, by mmalign.media. Files are opened by what
-they hold: parquet, a JSON list, or JSON lines.
+it, and whether its pictures and clips can be read is asked later, by data_builders.convert. Files
+are opened by what they hold: parquet, a JSON list, or JSON lines.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from mmalign import __version__
 from mmalign.errors import DataError
-from mmalign.records import Block, Example, Media, Message, Origin, Preference
+from mmalign.records import Block, Example, Media, Message, Preference, Ranking
 
-IMAGE_PLACE = "<image>"
+Imported = Example | Preference | Ranking
+ImportedT = TypeVar("ImportedT", bound=Imported)
+Place = Literal["image", "video"]
+
+IMAGE_PLACES: Mapping[str, Place] = {"<image>": "image"}
+MEDIA_PLACES: Mapping[str, Place] = {"<image>": "image", "<video>": "video"}
 ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
     "human": "user",
@@ -29,9 +35,13 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One row of a source. `where` is for people, `id` is its name if it has none of its own."""
+    """One row of a source: `where` for people, `id` as the row says it, or else its `place`.
+
+    The place names a row also where a set gives several rows one id.
+    """
 
     where: str
+    place: str
     id: str
     values: dict[str, Any]
 
@@ -55,9 +65,12 @@ class Unusable(Exception):
 
 
 def import_rows(
-    source: Path, parse: Callable[[Row], Example | Preference], importer: str
-) -> Iterator[Example | Preference | Bad]:
-    """Run `parse` over the rows of a source; what it finds Unusable is yielded as Bad."""
+    source: Path, parse: Callable[[Row], ImportedT], importer: str
+) -> Iterator[ImportedT | Bad]:
+    """Run `parse` over the rows of a source; what it finds Unusable is yielded as Bad.
+
+    Of the record's origin, `detail` is the importer's own.
+    """
     for row in read_rows(source):
         if isinstance(row, Bad):
             yield row
@@ -67,7 +80,13 @@ def import_rows(
         except Unusable as error:
             yield Bad(where=row.where, id=row.id, reason=error.reason, detail=error.detail)
             continue
-        origin = Origin(builder=importer, version=__version__, source=row.where, reason="imported")
+        origin = replace(
+            record.origin,
+            builder=importer,
+            version=__version__,
+            source=row.where,
+            reason="imported",
+        )
         yield replace(record, origin=origin)
 
 
@@ -115,7 +134,7 @@ def required(values: dict[str, Any], column: str) -> Any:
 
 
 def media(value: Any) -> tuple[Media, ...]:
-    """Pictures from what public sets hold: a path, {"bytes", "path"}, a list of these, or null."""
+    """Media from what public sets hold: a path, {"bytes", "path"}, a list of these, or null."""
     if value is None:
         return ()
     if isinstance(value, list):
@@ -126,11 +145,17 @@ def media(value: Any) -> tuple[Media, ...]:
         data, path = value.get("bytes"), value.get("path") or None
         if isinstance(data, bytes | None) and isinstance(path, str | None):
             return (Media(path=path, bytes=data),)
-    raise Unusable("wrong_type", 'an image is neither a path nor {"bytes", "path"}')
+    raise Unusable("wrong_type", 'a picture or clip is neither a path nor {"bytes", "path"}')
 
 
-def messages(turns: Any, *, role: str = "role", content: str = "content") -> tuple[Message, ...]:
-    """Turns as messages; `<image>` in a user's text, or an image block, becomes an image place."""
+def messages(
+    turns: Any,
+    *,
+    role: str = "role",
+    content: str = "content",
+    places: Mapping[str, Place] = IMAGE_PLACES,
+) -> tuple[Message, ...]:
+    """Turns as messages; a tag of `places` in a user's text, or an image block, becomes a place."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise Unusable("wrong_type", "turns are not a list of objects")
     result = []
@@ -138,16 +163,24 @@ def messages(turns: Any, *, role: str = "role", content: str = "content") -> tup
         speaker = turn.get(role)
         if speaker not in ROLES:
             raise Unusable("unknown_role", f"a turn's {role} is {speaker!r}; known: {[*ROLES]}")
-        blocks = _blocks(turn.get(content), with_places=ROLES[speaker] == "user")
+        blocks = _blocks(turn.get(content), places if ROLES[speaker] == "user" else {})
         result.append(Message(role=ROLES[speaker], content=blocks))
     return tuple(result)
 
 
 def with_image_places(prompt: tuple[Message, ...], num_images: int) -> tuple[Message, ...]:
     """The prompt with its images at the front of the first user turn, if it gives them no place."""
-    if any(block.type == "image" for message in prompt for block in message.content):
+    return with_places(prompt, "image", num_images)
+
+
+def with_places(prompt: tuple[Message, ...], kind: Place, count: int) -> tuple[Message, ...]:
+    """The prompt with `count` media at the front of the first user turn, if it gives them no place.
+
+    With images and clips both, give the clips their places first: images come before them.
+    """
+    if any(block.type == kind for message in prompt for block in message.content):
         return prompt
-    places = (Block(type="image"),) * num_images
+    places = (Block(type=kind),) * count
     for index, message in enumerate(prompt):
         if message.role == "user":
             first = replace(message, content=places + message.content)
@@ -172,9 +205,9 @@ def answer(turns: tuple[Message, ...], column: str) -> str:
     return text({column: words}, column)
 
 
-def _blocks(content: Any, *, with_places: bool) -> tuple[Block, ...]:
+def _blocks(content: Any, places: Mapping[str, Place]) -> tuple[Block, ...]:
     if isinstance(content, str):
-        return tuple(_text_blocks(content)) if with_places else (Block(type="text", text=content),)
+        return tuple(_text_blocks(content, places))
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise Unusable("wrong_type", "a turn holds neither text nor blocks")
     blocks: list[Block] = []
@@ -188,16 +221,16 @@ def _blocks(content: Any, *, with_places: bool) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def _text_blocks(words: str) -> Iterator[Block]:
-    """Text cut at `<image>`; the line breaks beside it belong to it."""
-    parts = words.split(IMAGE_PLACE)
+def _text_blocks(words: str, places: Mapping[str, Place]) -> Iterator[Block]:
+    """Text cut at the tags of `places`; the line breaks beside a tag belong to it."""
+    parts = re.split(f"({'|'.join(map(re.escape, places))})", words) if places else [words]
     if len(parts) == 1:
         yield Block(type="text", text=words)
         return
-    for index, part in enumerate(parts):
-        if index > 0:
-            yield Block(type="image")
-        if part.strip():
+    for part in parts:
+        if part in places:
+            yield Block(type=places[part])
+        elif part.strip():
             yield Block(type="text", text=part.strip("\n"))
 
 
@@ -257,5 +290,5 @@ def _row(file: Path, unit: str, number: int, value: Any) -> Row | Bad:
     if not isinstance(value, dict):
         detail = f"is {type(value).__name__}, wanted an object"
         return Bad(where=where, reason="malformed_json", detail=detail)
-    name = value.get("id")
-    return Row(where=where, id=f"{file.stem}-{number}" if name is None else str(name), values=value)
+    name, place = value.get("id"), f"{file.stem}-{number}"
+    return Row(where=where, place=place, id=place if name is None else str(name), values=value)
