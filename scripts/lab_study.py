@@ -148,14 +148,16 @@ def rates_of(pool: str) -> tuple[float, ...]:
     return RATES if pool == "balanced" else RATES[-1:]
 
 
-def run_jobs(jobs: list[list[str]], workers: int, output: Path) -> None:
-    """Run `--job` processes, `workers` at a time, one thread each."""
+def run_jobs(
+    jobs: list[list[str]], workers: int, output: Path, script: Path = Path(__file__)
+) -> None:
+    """Run `--job` processes of a study, `workers` at a time, one thread each."""
     waiting, running = list(jobs), []
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     while waiting or running:
         while waiting and len(running) < workers:
             job = waiting.pop(0)
-            command = [sys.executable, __file__, "--output", str(output), "--job", *job]
+            command = [sys.executable, str(script), "--output", str(output), "--job", *job]
             running.append((job, time.time(), subprocess.Popen(command, env=environment)))
         for entry in list(running):
             job, started, process = entry
