@@ -9,7 +9,18 @@ from typing import Annotated
 
 import typer
 
-from data_builders.importers import llava, realign, rlaif_v, trl
+from data_builders.importers import (
+    llava,
+    mm_rlhf,
+    povid,
+    realign,
+    rlaif_v,
+    rlhf_v,
+    rrpo,
+    sharegpt,
+    trl,
+)
+from data_builders.pairs import Choice
 
 app = typer.Typer(
     help="Check, measure, look at and import datasets.",
@@ -23,6 +34,11 @@ IMPORTERS = {
     "llava": llava.read,
     "rlaif_v": rlaif_v.read,
     "realign": realign.read,
+    "rlhf_v": rlhf_v.read,
+    "povid": povid.read,
+    "sharegpt": sharegpt.read,
+    "rrpo": rrpo.read,
+    "mm_rlhf": mm_rlhf.read,
 }
 Format = StrEnum("Format", list(IMPORTERS))
 
@@ -103,11 +119,16 @@ def convert(
     ],
     out: Annotated[Path, typer.Argument(help="The dataset directory to make.")],
     format: Annotated[Format, typer.Option("--from", help="What SOURCE holds.")],
-    images_root: Annotated[
-        Path | None, typer.Option(help="Where image paths start; by default SOURCE's folder.")
+    media_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--media-root",
+            "--images-root",
+            help="Where the paths of pictures and clips start; by default SOURCE's folder.",
+        ),
     ] = None,
     embed_media: Annotated[
-        bool, typer.Option("--embed-media", help="Copy the pictures into the rows.")
+        bool, typer.Option("--embed-media", help="Copy pictures and clips into the rows.")
     ] = False,
 ) -> None:
     """Import another tool's file; rows that cannot be used go to OUT/quarantine.jsonl."""
@@ -115,9 +136,32 @@ def convert(
     from data_builders.convert import convert as run
 
     read = IMPORTERS[format.value]
-    manifest = run(source, out, read, images_root=images_root, embed_media=embed_media)
+    manifest = run(source, out, read, media_root=media_root, embed_media=embed_media)
     typer.echo(f"{out}: {manifest.num_records} {manifest.kind} records")
     num_bad = sum(manifest.counts.values()) - manifest.counts["imported"]
     if num_bad:
         reasons = told(manifest.counts)
         typer.echo(f"{num_bad} rows left out ({reasons}); {out / QUARANTINE} says why")
+
+
+@app.command()
+def pairs(
+    rankings: Annotated[Path, typer.Argument(help="A dataset directory of rankings.")],
+    out: Annotated[Path, typer.Argument(help="The dataset directory to make.")],
+    choice: Annotated[
+        Choice,
+        typer.Option("--pairs", help="Every two different ranks, or the first and the last."),
+    ] = "all",
+    min_gap: Annotated[
+        float | None,
+        typer.Option(help="Leave out pairs whose scores differ by less, or are not known."),
+    ] = None,
+) -> None:
+    """Expand rankings into pairs of a chosen and a rejected response; ties are none."""
+    from data_builders.inspect import by_reason
+    from data_builders.pairs import make_pairs
+
+    manifest = make_pairs(rankings, out, choice=choice, min_gap=min_gap)
+    typer.echo(f"{out}: {manifest.num_records} {manifest.kind} records")
+    for reason, count in by_reason(manifest.counts).items():
+        typer.echo(f"{count:>8}  {reason}")
