@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, field_validator
 
 from data_builders.built_page import write_preview
 from mmalign.config import Strict
 from mmalign.errors import DataError
 from mmalign.generate.base import Generator, Sampling
+from mmalign.generate.server import ServerConfig
 from mmalign.jobs import Outcome, run_job
 from mmalign.media import read_bytes
 from mmalign.models.load import ModelConfig
@@ -87,8 +88,9 @@ class Source:
 
 
 class GeneratorConfig(Strict):
-    """The model that writes responses, and how it decodes."""
+    """A model in this process that writes responses, and how it decodes."""
 
+    engine: Literal["local"] = "local"
     model: ModelConfig
     temperature: NonNegativeFloat = 1.0
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -109,6 +111,21 @@ class GeneratorConfig(Strict):
             top_p=self.top_p,
             seed=seed,
         )
+
+
+def _with_engine(config: Any) -> Any:
+    """A generator's settings with the engine that they mean where they name none."""
+    if not isinstance(config, dict) or "engine" in config:
+        return config
+    if "base_url" in config:
+        raise ValueError("has a base_url; say engine: server as well")
+    return {"engine": "local", **config}
+
+
+# Whatever writes responses: both have `load` and `sampling`, and load a Generator.
+AnyGenerator = Annotated[
+    GeneratorConfig | ServerConfig, Field(discriminator="engine"), BeforeValidator(_with_engine)
+]
 
 
 class SentenceFilter(Strict):

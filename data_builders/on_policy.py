@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import PositiveInt
 
-from data_builders.base import Builder, GeneratorConfig, SentenceFilter, SimilarityFilter, Source
+from data_builders.base import AnyGenerator, Builder, SentenceFilter, SimilarityFilter, Source
 from mmalign.generate.base import Generator, Request
 from mmalign.jobs import Outcome
 from mmalign.records import Example, Origin, Preference
@@ -29,7 +29,7 @@ class OnPolicy(Builder):
     """Settings of the builder."""
 
     name: Literal["on_policy"] = "on_policy"
-    generator: GeneratorConfig
+    generator: AnyGenerator
     similarity: SimilarityFilter = SentenceFilter()
     tries: PositiveInt = 4
 
