@@ -150,7 +150,10 @@ def _prompt(
 ) -> tuple[tuple[Media, ...], tuple[Media, ...], tuple[Message, ...]]:
     """The media and the prompt with their places at its front."""
     images, videos = media(values.get("image") or None), media(values.get("video") or None)
-    words = text({column: text(values, column).replace("<image>", "").strip()}, column)
+    tagged = text(values, column)
+    if "<image>" in tagged and not (images or videos):
+        raise Unusable("no_media", f"{column} has <image>, but the row has no image and no video")
+    words = text({column: tagged.replace("<image>", "").strip()}, column)
     return images, videos, user(words, images=len(images), videos=len(videos))
 
 

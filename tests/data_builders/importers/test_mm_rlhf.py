@@ -112,6 +112,7 @@ def test_a_mixed_up_image_is_the_contrast(tmp_path: Path) -> None:
         ({"prompt": "<image>\n"}, "empty_text"),
         ({"prompt": ["What?"]}, "wrong_type"),
         ({"image": 3}, "wrong_type"),
+        ({"image": None}, "no_media"),
         ({"is_tie": "yes"}, "wrong_type"),
         ({"chosen_reason": 5}, "wrong_type"),
     ],
@@ -153,8 +154,8 @@ def test_rankings_come_from_parquet_too(tmp_path: Path) -> None:
 
 
 def test_what_was_not_annotated_is_missing(tmp_path: Path) -> None:
-    row = {key: ANNOTATED[key] for key in ("id", "question", "models_output", "final_ranking")}
-    ranking = one(tmp_path, row, "data.jsonl")
+    row = {key: ANNOTATED[key] for key in ("id", "models_output", "final_ranking")}
+    ranking = one(tmp_path, row | {"question": "2 + 2?"}, "data.jsonl")
     assert {response.score for response in ranking.responses} == {None}
     assert {response.critique for response in ranking.responses} == {None}
     assert ranking.images == ()
