@@ -19,6 +19,7 @@ from mmalign.losses import Loss
 from mmalign.losses.base import Need
 from mmalign.models.load import ModelConfig
 from mmalign.scoring.plan import Layout
+from trainers.online import Online
 
 Fraction = float
 ReferenceKind = Literal["adapter_off", "frozen_copy", "cached"]
@@ -29,6 +30,8 @@ class DataConfig(Strict):
 
     cache_mb bounds the prepared rows kept in memory (of each loader process, where workers > 0);
     preparing is deterministic, so the cache changes speed only.
+    online: pairs made during training from what the policy says then, instead of or beside the
+    dataset's own.
     """
 
     path: Path
@@ -37,6 +40,7 @@ class DataConfig(Strict):
     limit: PositiveInt | None = None
     workers: NonNegativeInt = 0
     cache_mb: NonNegativeInt = 512
+    online: Online | None = None
 
 
 class ScorerConfig(Strict):
@@ -120,6 +124,13 @@ class Recipe(Strict):
                 "the reference, which reference=cached does not keep; use frozen_copy, or LoRA "
                 "with adapter_off"
             )
+        if self.data.online is not None:
+            self._check_online()
+        if self.model.reward_head is not None and Need.REWARD_HEAD not in self.loss.needs:
+            raise ValueError(
+                f"model.reward_head asks for a reward head, which loss {self.loss.name!r} does not "
+                "read; drop it, or use loss.name=critique_reward or reward"
+            )
         whole = self.model.train.vision or self.model.train.projector or self.model.lora is None
         if self.model.dtype in ("bfloat16", "float16") and whole:
             raise ValueError(
@@ -128,6 +139,24 @@ class Recipe(Strict):
                 "LoRA adapters: model.lora set, model.train.vision and model.train.projector false"
             )
         return self
+
+    def _check_online(self) -> None:
+        if Need.REFERENCE not in self.loss.needs:
+            raise ValueError(
+                f"data.online makes pairs, which loss {self.loss.name!r} has no use for"
+            )
+        if self.reference == "cached":
+            raise ValueError(
+                "data.online makes responses that reference=cached could not have scored before; "
+                "use frozen_copy, or LoRA with adapter_off"
+            )
+        if self.data.workers:
+            raise ValueError("data.online needs the policy where batches are made: data.workers=0")
+        needs = self.loss.needs & {Need.SCORE_GAP, Need.RATIONALE}
+        if needs:
+            raise ValueError(
+                f"loss {self.loss.name!r} reads {', '.join(needs)}, which new pairs have not"
+            )
 
     def reference_kind(self) -> ReferenceKind:
         """`reference` with auto decided."""

@@ -108,9 +108,12 @@ def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator
         for group in optimizer.param_groups:
             group["lr"] = lr
         places = parts.sampler.batch(step)
-        totals = parts.survey.totals(places)
+        if parts.online is None:
+            step_batches, totals = islice(batches, parts.num_micro), parts.survey.totals(places)
+        else:
+            step_batches, totals = parts.online_step(step)
         scored: list[tuple[Batch, LossOutput]] = []
-        for batch in islice(batches, parts.num_micro):
+        for batch in step_batches:
             with memory_told(batch), accelerator.accumulate(scorer):
                 batch = batch.to(accelerator.device)
                 # The reference first: switching an adapter off must not touch the policy's graph.

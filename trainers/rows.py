@@ -175,7 +175,10 @@ class Rows:
 
     def batch(self, survey: Survey, places: list[int]) -> Batch:
         """The micro-batch of these places, on the CPU."""
-        rows = [self.prepared(survey.rows[place]) for place in places]
+        return self.batch_of(places, [self.prepared(survey.rows[place]) for place in places])
+
+    def batch_of(self, places: list[int], rows: list[PreparedRow]) -> Batch:
+        """The micro-batch of rows that stand at these places, on the CPU."""
         plan = make_plan(
             collate(rows),
             self.family,
@@ -185,6 +188,10 @@ class Rows:
             pad_token_id=self.preparer.pad_token_id,
         )
         return Batch(places=places, plan=plan, table=table(rows))
+
+    def records(self, survey: Survey, places: list[int]) -> list[Any]:
+        """The dataset's records at these places."""
+        return [self.dataset[survey.rows[place]] for place in places]
 
     def batches(self, survey: Survey, cuts: Iterable[list[int]]) -> Iterator[Batch]:
         """A batch for each list of places, in order, made ahead of time where workers > 0."""

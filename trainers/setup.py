@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
@@ -17,13 +18,16 @@ from mmalign.config import dump_yaml
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger
 from mmalign.losses.base import Need
-from mmalign.models.load import Policy, load_policy, part_table
+from mmalign.models.load import Policy, base_model, load_policy, part_table
+from mmalign.models.reward_head import head_of
 from mmalign.prepare import TokenLimits
+from mmalign.scores import Totals
 from mmalign.scoring.scorer import Scorer
 from mmalign.store import Dataset, write_atomically
 from trainers.config import Recipe
 from trainers.directory import RunDirectory, damaged
 from trainers.objectives.base import objective_for
+from trainers.online import OnlinePairs, online_pairs
 from trainers.optim import build_optimizer
 from trainers.reference import Reference, adapter_off, cached, fingerprint, frozen_copy
 from trainers.rows import Batch, Rows, Survey
@@ -31,6 +35,9 @@ from trainers.sampler import Sampler, even_share, share_of, total_steps
 from trainers.tracking import part_lines
 
 logger = get_logger("trainers.setup")
+
+# Where each process holds the whole policy and can sample from it by itself.
+WHOLE_POLICY = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +47,7 @@ class Parts:
     micro_size, num_micro: rows in one micro-batch, and micro-batches of one process in a step.
     asked: further scores that the loss reads of the policy, by the scorer's keywords.
     kl: whether the loss reads the KL against the reference. unit: what a row is called in the log.
+    online: what makes pairs during training, if anything does.
     summary: what run.json will say.
     """
 
@@ -59,19 +67,44 @@ class Parts:
     kl: bool
     unit: str
     summary: dict[str, Any]
+    online: OnlinePairs | None
 
-    def batches(self, *, first_step: int) -> Iterator[Batch]:
-        """This process's micro-batches from `first_step` to the end, `num_micro` for each step."""
-        cuts = (
-            cut
-            for step in range(first_step, self.num_steps)
-            for cut in self.sampler.micro_batches(
+    def online_step(self, step: int) -> tuple[list[Batch], Totals]:
+        """The step's micro-batches with pairs from the policy as it is now, and their totals.
+
+        New responses have other lengths than the survey's, so all micro-batches of the step are
+        made before the first is scored.
+        """
+        assert self.online is not None
+        batches, tokens = [], 0.0
+        for places in self._cuts(step):
+            own = [self.rows.prepared(self.survey.rows[place]) for place in places]
+            made = self.online.rows(step, self.rows.records(self.survey, places), own)
+            tokens += sum(
+                pair.weight * len(row.candidates[pair.chosen].response_ids)
+                for row in made
+                for pair in row.pairs
+            )
+            batches.append(self.rows.batch_of(places, made))
+        count = torch.tensor(tokens, device=self.accelerator.device)
+        everywhere: Any = self.accelerator.reduce(count, "sum")
+        num_pairs = len(self.sampler.batch(step))
+        return batches, Totals(num_pairs=num_pairs, num_chosen_tokens=max(1, int(everywhere)))
+
+    def _cuts(self, step: int) -> list[list[int]]:
+        """Places of this process's micro-batches."""
+        return list(
+            self.sampler.micro_batches(
                 step,
                 rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes,
                 micro_batch_size=self.micro_size,
             )
         )
+
+    def batches(self, *, first_step: int) -> Iterator[Batch]:
+        """This process's micro-batches from `first_step` to the end, `num_micro` for each step."""
+        cuts = (cut for step in range(first_step, self.num_steps) for cut in self._cuts(step))
         return self.rows.batches(self.survey, cuts)
 
 
@@ -96,6 +129,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     )
     policy = load_policy(recipe.model, limits)
     switch_off_dropout(policy.model)
+    freeze_unread(policy, needs)
     assert accelerator.ddp_handler is not None
     accelerator.ddp_handler.find_unused_parameters = _may_idle(policy)
     objective = objective_for(recipe.loss, policy.preparer, dataset.media_root)
@@ -111,7 +145,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     optimizer = build_optimizer(scorer.parameters(), optim)
     scorer, optimizer = accelerator.prepare(scorer, optimizer)
 
-    asked = {"competitor": Need.COMPETITOR in needs}
+    asked = {"competitor": Need.COMPETITOR in needs, "rewards": Need.REWARD_HEAD in needs}
     kl = Need.KL in needs
     kind = recipe.reference_kind() if Need.REFERENCE in needs else "none"
     reference: Reference | None = None
@@ -126,6 +160,13 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         file, batches = run.path / "reference.safetensors", rows.batches(survey, cuts)
         reference = cached(file, key, batches, scorer, accelerator, competitor=asked["competitor"])
 
+    online = recipe.data.online
+    if online is not None and accelerator.distributed_type not in WHOLE_POLICY:
+        raise TrainingError(
+            "data.online samples from the policy, whose weights are in pieces",
+            got=f"{accelerator.distributed_type.value}",
+            fix="use DDP, or one process",
+        )
     logger.info("dataset %s, hash %s", dataset.path, dataset.manifest.content_hash[:12])
     logger.info("%s", survey.describe())
     for line in part_lines(part_table(policy)):
@@ -152,6 +193,9 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         asked=asked,
         kl=kl,
         unit=objective.unit,
+        online=None
+        if online is None
+        else online_pairs(online, policy, objective, dataset.media_root, recipe.run.seed),
         summary={
             "steps": steps,
             "dataset": dataset.manifest.content_hash,
@@ -177,6 +221,22 @@ def switch_off_dropout(model: nn.Module) -> None:
         for name in ("attention_dropout", "dropout"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
+
+
+def freeze_unread(policy: Policy, needs: Set[Need]) -> None:
+    """Freeze the head that the loss does not read: DDP waits for a gradient of all that trains.
+
+    A reward head is read by reward losses alone, and the vocabulary projection, unless it is the
+    embedding too, by all but a reward loss without critiques.
+    """
+    base = base_model(policy.model)
+    head, words = head_of(base), base.get_output_embeddings()
+    if head is not None and Need.REWARD_HEAD not in needs:
+        head.requires_grad_(False)
+    if {Need.REWARD_HEAD, Need.CRITIQUES} & needs == {Need.REWARD_HEAD}:
+        for parameter in words.parameters():
+            if parameter is not base.get_input_embeddings().weight:
+                parameter.requires_grad_(False)
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
