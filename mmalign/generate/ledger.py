@@ -89,6 +89,7 @@ class Ledger:
     def _locked(self) -> Iterator[None]:
         """Threads of this process first, then other processes."""
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             with self._mutex, FileLock(self.path.with_name(f".{self.path.name}.lock")):
                 yield
         except OSError as error:

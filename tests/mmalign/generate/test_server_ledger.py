@@ -156,9 +156,11 @@ def test_another_file_is_not_taken_for_a_ledger(scripted, path):
     assert path.read_text() == '{"id": "a", "prompt": "of somebody"}\n'
 
 
-def test_a_folder_is_no_ledger(scripted, tmp_path):
-    with pytest.raises(DataError, match="cannot be used"):
-        scripted.config(ledger=tmp_path).load()
+def test_where_no_file_can_be_is_no_ledger(scripted, tmp_path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file/answers.jsonl"):
+        with pytest.raises(DataError, match="cannot be used"):
+            scripted.config(ledger=path).load()
 
 
 WRITER = """
