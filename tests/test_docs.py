@@ -98,26 +98,51 @@ def test_every_config_command_reads(page: Path):
 
 
 def test_the_recipe_is_documented_key_by_key_with_its_defaults():
-    from mmalign.losses import Loss
     from trainers.config import Recipe
 
     rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \|", (ROOT / "docs/train.md").read_text(), re.M)
     told = {key: default for key, default in rows if key.partition(".")[0] in Recipe.model_fields}
-    found = keys(Recipe)
-    for loss in get_args(get_args(Loss)[0]):
-        found |= {f"loss.{name}": value for name, value in keys(loss).items()}
-    found["loss.name"] = "required"
+    found = keys(Recipe) | {"loss.name": "required", "data.online": None}
     assert sorted(told) == sorted(found)
     for key, default in told.items():
         shown = default if default == "required" else yaml.safe_load(default.strip("`"))
         assert shown == found[key], key
 
 
+def test_every_loss_is_documented_setting_by_setting_with_its_defaults():
+    from mmalign.losses import Loss
+
+    text = (ROOT / "docs/methods/index.md").read_text()
+    named = re.findall(r"^\| `(\w+)` \| [^|`]", text, re.M)
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `(.+?)` \|", text, re.M)
+    told = {(loss, key): default for loss, key, default in rows}
+    found = {}
+    for loss in members(Loss):
+        name = loss.model_fields["name"].default
+        assert name in named, name
+        shared = {"name", "beta", "sft_weight"}
+        found |= {(name, k): f.default for k, f in loss.model_fields.items() if k not in shared}
+    assert sorted(told) == sorted(found)
+    for key, default in told.items():
+        value = getattr(found[key], "name", found[key])  # of an inner loss, its name
+        assert yaml.safe_load(default) == value, key
+
+
+def members(union: Any) -> list[Any]:
+    """The classes of a union, of unions inside it too."""
+    if isinstance(union, type):
+        return [union]
+    parts = get_args(union)
+    if hasattr(union, "__metadata__"):
+        parts = parts[:1]
+    return [kind for part in parts for kind in members(part)]
+
+
 def keys(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
     """Dotted keys with their defaults; a section has a key of its own where it may be null."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        if name == "loss":
+        if name in ("loss", "online"):
             continue
         inner = [
             kind
