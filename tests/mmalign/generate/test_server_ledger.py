@@ -222,7 +222,8 @@ def test_a_refusal_keeps_what_was_answered(scripted, path):
     scripted.script = lambda body, number: {"status": 400} if number == 4 else {"delay": 0.01}
     config = scripted.config(ledger=path, concurrency=2)
     with pytest.raises(ModelError, match="status 400"):
-        config.load().generate(asks(9), SAMPLING)
+        config.load().generate(asks(100), SAMPLING)
     num_kept = len(rows(path))
-    assert 3 <= num_kept <= 4
+    # All that were asked but the refused one, those on their way included; then no more.
+    assert 3 <= num_kept < 50
     assert len(scripted.bodies) == num_kept + 1
