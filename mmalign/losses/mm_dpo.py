@@ -59,7 +59,7 @@ class MMDPO(PairLoss):
     def betas(self, gaps: Tensor) -> Tensor:
         """beta(delta) of each pair, [P] float32."""
         assert self.k != "fit", "fitted() comes first"
-        rise = -torch.expm1(-self.k * gaps.float().clamp_min(self.gap_floor))
+        rise = -torch.expm1(-self.k * gaps.detach().float().clamp_min(self.gap_floor))
         return (self.beta * (1 + self.w * rise)).clamp_min(self.min_beta)
 
     def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
