@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import get_args
 
+from data_builders.bdhs import BDHS
 from data_builders.digit_scenes import DigitScenes
 from data_builders.on_policy import OnPolicy
 from data_builders.realign import ReAlign
@@ -13,7 +14,7 @@ from mmalign.config import apply_overrides, read_yaml, validate
 from mmalign.errors import ConfigError
 
 # Each is its own config, told apart by `name`, and has `output` and `build()`.
-AnyBuilder = DigitScenes | OnPolicy | ReAlign
+AnyBuilder = BDHS | DigitScenes | OnPolicy | ReAlign
 
 BUILDERS: dict[str, type[AnyBuilder]] = {
     kind.model_fields["name"].default: kind for kind in get_args(AnyBuilder)

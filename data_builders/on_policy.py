@@ -2,7 +2,8 @@
 
 The rejected response is a sample of the policy on the example's own picture and prompt, the first
 of `tries` that differs enough from the answer; the chosen response is the answer. A sample that the
-token limit cut is none: its missing end would tell it from the answer.
+token limit cut is none: its missing end would tell it from the answer. The phrases that differ are
+marked, so that losses over phrases can train on the same pairs.
 
 Launch: mmalign build config.yaml with `name: on_policy`
 """
@@ -21,8 +22,9 @@ from mmalign.generate.base import Generator, Request
 from mmalign.jobs import Outcome
 from mmalign.records import Example, Origin, Preference
 from mmalign.similarity import TextSimilarity
+from mmalign.spans import differing_spans
 
-VERSION = "1"
+VERSION = "2"
 
 
 class OnPolicy(Builder):
@@ -85,6 +87,7 @@ class _Pairs:
                 id=f"{example.id}/try{number}",
                 prompt=example.prompt,
                 images=example.images,
+                videos=example.videos,
                 media_root=self.source.media_root,
             )
             for example in trying
@@ -97,13 +100,16 @@ class _Pairs:
 
     def _accept(self, example: Example, number: int, response: str, similarity: float) -> Outcome:
         reason = f"accepted:try{number}"
+        chosen_spans, rejected_spans = differing_spans(example.answer or "", response)
         record = Preference(
             id=example.id,
             prompt=example.prompt,
             images=self.config.stored(example.images, self.source.media_root),
-            videos=example.videos,
+            videos=self.config.stored(example.videos, self.source.media_root),
             chosen=example.answer or "",
             rejected=response,
+            chosen_spans=chosen_spans,
+            rejected_spans=rejected_spans,
             origin=Origin(
                 builder="on_policy",
                 version=VERSION,

@@ -140,8 +140,8 @@ class Negative:
 
     reason: with a text, how it came to be: `try3` (guided, or the third of the unguided), `free`
         (the last try), `unchecked` (the only try), `refusal` (taken as `drop_refusals` is off);
-        without, what was wrong with the last try: `no_answer`, `empty`, `cut_short`, `same_text`,
-        `refusal`.
+        without, what was wrong with the last try: `empty` (also: a sentence without continuation),
+        `cut_short` by the token limit, `same_text`, `refusal`; or `no_answer`, and none was made.
     similarity: of the last try. first_try_similarity: of the first; both 0.0 for `no_answer`.
     """
 
@@ -213,11 +213,13 @@ def _verdict(
     item: BiasItem, written: _Written, score: float, settings: Bias, number: int
 ) -> tuple[str | None, str]:
     """The text if the try is taken, and why or why not."""
-    refused = is_refusal(written.text, item.chosen)
+    if not written.text.strip():
+        return None, "empty"
     if written.trouble:
         return None, written.trouble
     if written.text.split() == item.chosen.split():
         return None, "same_text"
+    refused = is_refusal(written.text, item.chosen)
     if refused and settings.drop_refusals:
         return None, "refusal"
     if number < settings.tries:
@@ -259,18 +261,22 @@ def _write_freely(
         for item, name in zip(items, names, strict=True)
     ]
     return [
-        _written(reply.text.strip(), finished=reply.finished)
+        _Written(reply.text.strip(), None if reply.finished else "cut_short")
         for reply in generator.generate(requests, sampling)
     ]
 
 
 @dataclass(frozen=True, slots=True)
 class _Begun:
-    """One sentence of item `row`, begun with `prefix`; lead and gap are the blanks around it."""
+    """One sentence of item `row`, to be begun with `prefix` in place of prefix and rest.
+
+    lead and gap are the blanks around it.
+    """
 
     row: int
     lead: str
     prefix: str
+    rest: str
     gap: str
 
 
@@ -290,24 +296,23 @@ def _complete(
         for number, sentence in enumerate(split_sentences(item.chosen), start=1):
             rng = random.Random(request_seed(sampling.seed, f"{name}/sentence{number}"))
             swapped = swap_yes_no(sentence, rng, guide.swap)
-            prefix, _ = cut_sentence(swapped, rng, whole=swapped != sentence)
-            body = swapped.strip()
-            start = swapped.find(body)
-            begun.append(_Begun(row, swapped[:start], prefix, swapped[start + len(body) :]))
-            prefill = (before + swapped[:start] + prefix).rstrip()
+            prefix, rest = cut_sentence(swapped, rng, whole=swapped != sentence)
+            lead = swapped[: len(swapped) - len(swapped.lstrip())]
+            gap = swapped[len(swapped.rstrip()) :]
+            begun.append(_Begun(row, lead, prefix, rest, gap))
+            prefill = (before + lead + prefix).rstrip()
             requests.append(
                 _request(item, f"{name}/sentence{number}", prefill, corruption.of(name))
             )
             before += sentence
     sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, guide.sentence_tokens))
     texts = [""] * len(items)
-    finished = [True] * len(items)
+    troubles: list[str | None] = [None] * len(items)
     for one, reply in zip(begun, generator.generate(requests, sampling), strict=True):
-        body, ended = _continued(one.prefix, reply)
-        # A sentence that came out empty takes its blanks with it.
-        texts[one.row] += one.lead + body + one.gap if body else ""
-        finished[one.row] &= ended
-    return [_written(text, finished=done) for text, done in zip(texts, finished, strict=True)]
+        body, trouble = _continued(one, reply)
+        texts[one.row] += one.lead + body + one.gap
+        troubles[one.row] = troubles[one.row] or trouble
+    return [_Written(text, trouble) for text, trouble in zip(texts, troubles, strict=True)]
 
 
 def _request(item: BiasItem, id: str, prefill: str, corruption: Corruption) -> Request:
@@ -322,20 +327,15 @@ def _request(item: BiasItem, id: str, prefill: str, corruption: Corruption) -> R
     )
 
 
-def _continued(prefix: str, reply: Generation) -> tuple[str, bool]:
-    """The sentence that a reply makes of its prefix, and whether it came to an end."""
-    new = reply.text if prefix else reply.text.lstrip()
+def _continued(begun: _Begun, reply: Generation) -> tuple[str, str | None]:
+    """The sentence that a reply makes of its prefix, and what is wrong with it if anything is."""
+    new = reply.text if begun.prefix else reply.text.lstrip()
     blanks = new[: len(new) - len(new.lstrip())]
-    if "\n" in blanks or "\r" in blanks:
-        return prefix, True  # The model went on with a new line.
-    sentence, ended = first_sentence(prefix + new, after=len(prefix))
-    return sentence, ended or reply.finished
-
-
-def _written(text: str, *, finished: bool) -> _Written:
-    if not text.strip():
-        return _Written("", "empty")
-    return _Written(text, None if finished else "cut_short")
+    if blanks == new or "\n" in blanks or "\r" in blanks:
+        # A new line ends the one before. Nothing more may come where no word was due.
+        return begun.prefix, "empty" if re.search(r"\w", begun.rest) else None
+    sentence, ended = first_sentence(begun.prefix + new, after=len(begun.prefix))
+    return sentence, None if ended or reply.finished else "cut_short"
 
 
 _MEDIA = r"(?:image|picture|photo|photograph|video|clip)"

@@ -10,7 +10,7 @@ from data_builders.base import GeneratorConfig, OverlapFilter
 from data_builders.on_policy import OnPolicy
 from mmalign.generate.base import Generation, Request, Sampling
 from mmalign.models.load import ModelConfig
-from mmalign.records import Example, Preference, user
+from mmalign.records import Example, Media, Preference, Span, user
 from mmalign.similarity import TokenOverlap
 from mmalign.store import Dataset, open_dataset, write_dataset
 
@@ -35,13 +35,15 @@ class Policy:
         return made
 
 
-def build(tmp_path: Path, policy: Policy, **changes) -> Dataset[Preference]:
-    rows = [
-        Example(id="a", prompt=user("What?"), answer="a red three"),
-        Example(id="b", prompt=user("What?"), answer="a blue one"),
-        Example(id="c", prompt=user("What?"), answer=None),
-        Example(id="d", prompt=user("Else?"), answer="two"),
-    ]
+ROWS = [
+    Example(id="a", prompt=user("What?"), answer="a red three"),
+    Example(id="b", prompt=user("What?"), answer="a blue one"),
+    Example(id="c", prompt=user("What?"), answer=None),
+    Example(id="d", prompt=user("Else?"), answer="two"),
+]
+
+
+def build(tmp_path: Path, policy: Policy, rows=ROWS, **changes) -> Dataset[Preference]:
     write_dataset(tmp_path / "in", Example, rows)
     settings = {
         "source": tmp_path / "in",
@@ -73,6 +75,9 @@ def test_the_first_response_that_differs_is_rejected(tmp_path: Path) -> None:
     }
     assert pairs["b"].origin.reason == "accepted:try3"
     assert pairs["a"].prompt == user("What?")
+    # "three" and "seven", characters 6 to 11 of both
+    assert pairs["a"].chosen_spans == pairs["a"].rejected_spans
+    assert pairs["a"].chosen_spans == (Span(start=6, end=11, phrase=1),)
     assert dataset.manifest.counts == {
         "accepted:try1": 1,
         "accepted:try3": 1,
@@ -83,6 +88,14 @@ def test_the_first_response_that_differs_is_rejected(tmp_path: Path) -> None:
     assert asked == ["a/try1", "b/try1", "d/try1", "b/try2", "d/try2", "b/try3", "d/try3"]
     assert {(s.temperature, s.seed) for s in policy.samplings} == {(0.7, 5)}
     assert (tmp_path / "out/preview.html").exists()
+
+
+def test_clips_are_asked_about_and_kept(tmp_path: Path) -> None:
+    clip = (Media(path="clip.mp4"),)
+    rows = [Example(id="a", prompt=user("What?", videos=1), videos=clip, answer="a red three")]
+    policy = Policy(SAYS)
+    assert build(tmp_path, policy, rows)[0].videos == clip
+    assert policy.asked[0].videos == clip
 
 
 def test_fewer_tries_drop_more(tmp_path: Path) -> None:

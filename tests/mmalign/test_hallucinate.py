@@ -251,8 +251,8 @@ def test_half_of_the_yes_become_no():
     [
         (" mat. It purrs.", "The cat is on the mat."),
         (" 3.5 m mat", "The cat is on the 3.5 m mat"),
-        ("", "The cat is on the"),
-        ("\n- a list", "The cat is on the"),
+        ("", None),
+        ("\n- a list", None),
         ("mal side! Yes", "The cat is on themal side!"),
         (" mat by Dr. Who. So", "The cat is on the mat by Dr. Who."),
     ],
@@ -269,12 +269,21 @@ def test_a_continuation_ends_with_its_sentence(reply: str, text: str):
     raise AssertionError("no such cut")
 
 
-def test_a_sentence_that_comes_out_empty_leaves_no_blanks():
-    writer = Writer(lambda r: " ." if "sentence2" not in r.id or r.prefill != "A." else "  ")
-    for seed in range(50):
-        (made,) = sample(writer, item(f"i{seed}", "A. B. C."), tries=1)
-        assert made.text is not None
-        assert "  " not in made.text.replace(" .", "")
+def test_nothing_may_follow_where_no_word_is_due():
+    """A swapped word may be all, also without its full stop; half a sentence may not."""
+    for chosen, kept in (("Yes.", "No"), ("Yes", "No"), ("Yes, it is", "No, it is")):
+        made = [
+            sample(Writer(lambda r: ""), item(f"i{n}", chosen), tries=1, guidance=Guided(swap=1.0))
+            for n in range(50)
+        ]
+        assert {one.text for (one,) in made} == {kept, None}
+        assert {one.reason for (one,) in made if one.text is None} == {"empty"}
+
+
+def test_one_sentence_without_end_spoils_its_try():
+    writer = Writer(lambda r: "" if "try1/sentence2" in r.id else " blue.")
+    (made,) = sample(writer, item())
+    assert made.reason == "try2"
 
 
 def test_what_is_no_response_is_tried_again_and_dropped_at_last():
