@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_builders.clip_page import ClipArtist
 from mmalign.errors import MediaError, MmalignError
 from mmalign.media import open_image
 from mmalign.records import (
@@ -37,11 +38,15 @@ def preview(dataset: Dataset[Any], *, limit: int = 24, preparer: Preparer | None
     rows = [index * len(dataset) // count for index in range(count)]
     page = Page(f"{dataset.path.name}: {dataset.manifest.kind} records", str(dataset.path))
     page.paragraph(f"{count} of {len(dataset)} records, spread evenly.")
-    page.gallery([_card(row, dataset[row], dataset.media_root, preparer) for row in rows])
+    with ClipArtist() as artist:
+        cards = [_card(row, dataset[row], dataset.media_root, preparer, artist) for row in rows]
+    page.gallery(cards)
     return page
 
 
-def _card(row: int, record: Record, root: Path, preparer: Preparer | None) -> Card:
+def _card(
+    row: int, record: Record, root: Path, preparer: Preparer | None, artist: ClipArtist
+) -> Card:
     pictures: list[str] = []
     names: list[str] = []
     texts: list[Text] = [*_responses(record)]
@@ -56,8 +61,11 @@ def _card(row: int, record: Record, root: Path, preparer: Preparer | None) -> Ca
             texts.append((column, str(error)))
     if preparer is not None and not isinstance(record, ImagePreference):
         texts += _as_the_model_sees(record, root, preparer)
+    strips, problems = artist.strips(record, root)
+    texts += [("clip", problem) for problem in problems]
     note = f"pictures, in order: {', '.join(names)}" if len(set(names)) > 1 else ""
-    return Card(f"row {row}: {record.id}", pictures, [*texts, ("origin", _origin(record))], note)
+    texts.append(("origin", _origin(record)))
+    return Card(f"row {row}: {record.id}", pictures, texts, note, strips)
 
 
 def _responses(record: Record) -> Iterator[Text]:
@@ -76,13 +84,17 @@ def _responses(record: Record) -> Iterator[Text]:
 
 def _as_the_model_sees(record: Any, root: Path, preparer: Preparer) -> Iterator[Text]:
     try:
-        condition = preparer.condition(record.prompt, record.images, root, id=record.id)
+        condition = preparer.condition(
+            record.prompt, record.images, root, videos=record.videos, id=record.id
+        )
     except MmalignError as error:
         yield "as the model sees it", f"it cannot: {error}"
         return
     yield "as the model sees it", condition.text
     num_tokens = len(condition.prompt_ids)
-    yield "prompt tokens", f"{num_tokens}, of which {condition.num_image_tokens} are image tokens"
+    num_media = condition.num_media_tokens
+    kind = "image" if num_media == condition.num_image_tokens else "image and video"
+    yield "prompt tokens", f"{num_tokens}, of which {num_media} are {kind} tokens"
 
 
 def _picture(media: Media, root: Path) -> str:

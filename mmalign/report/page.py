@@ -48,13 +48,22 @@ class Marked:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Frames of a clip in reading order: a data URI each, and what stands under it."""
+
+    label: str
+    frames: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Card:
-    """One entry of a gallery: pictures (data URIs), then labelled texts, then a note."""
+    """One entry of a gallery: strips, pictures (data URIs), then labelled texts, then a note."""
 
     title: str
     images: list[str]
     texts: list[tuple[str, str | Marked]]
     note: str = ""
+    strips: tuple[Strip, ...] = ()
 
 
 class Page:
@@ -102,7 +111,8 @@ class Page:
         Raises ValueError for a picture that is not a data URI: the page must stand alone.
         """
         for card in cards:
-            for image in card.images:
+            frames = [uri for strip in card.strips for uri, _ in strip.frames]
+            for image in (*card.images, *frames):
                 if not image.startswith("data:image/"):
                     raise ValueError(f"card {card.title!r}: {image[:40]!r} is not a data URI")
         self._add("gallery", cards=list(cards))

@@ -310,19 +310,25 @@ def test_a_preview_shows_what_the_model_sees(
         text: str
         prompt_ids: list[int]
         num_image_tokens: int
+        num_media_tokens: int
 
     class Preparer:
-        def condition(self, prompt: Any, images: Any, root: Any, *, id: str) -> Condition:
+        def condition(
+            self, prompt: Any, images: Any, root: Any, *, videos: Any, id: str
+        ) -> Condition:
             if id == "2":
                 raise ModelError("no such thing")
-            return Condition("USER: <image> Is it red?", [1, 2, 3], 2)
+            if id == "3":
+                return Condition("USER: <video> Is it red?", [1, 2, 3], 0, 2)
+            return Condition("USER: <image> Is it red?", [1, 2, 3], 2, 2)
 
     monkeypatch.setattr(load, "load_processor", lambda path: Preparer())
-    path = dataset(tmp_path / "d", media, pair("1"), pair("2"))
+    path = dataset(tmp_path / "d", media, pair("1"), pair("2"), pair("3"))
     assert run("preview", path, "--processor", "some/model")[0] == 0
     html = (path / "preview.html").read_text()
     assert "USER: &lt;image&gt; Is it red?" in html
     assert "3, of which 2 are image tokens" in html
+    assert "3, of which 2 are image and video tokens" in html
     assert "it cannot: no such thing" in html
 
 
