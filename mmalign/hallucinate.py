@@ -1,6 +1,6 @@
 """Rejected responses from the model's own bias: what it writes while it hardly sees the picture.
 
-BDHS (Amirloo et al., arXiv 2407.02477, appendix): hide the picture, let the model complete every
+BDHS (Amirloo et al., arXiv 2407.02477): hide the picture, let the model complete every
 sentence of the chosen response from a random cut of it on, and keep the result if it differs:
 
     for i = 1 .. tries:
@@ -15,8 +15,8 @@ of the generator completes all sentences of all open items. Builders use this of
 uses it with the current policy as the generator. Everything random is drawn from (the sampling's
 seed, tag, id, try, sentence), so neighbours change nothing.
 
-Deviations from the paper: "yes" and "no" are swapped as whole words only; a try that is empty, cut
-short, the same text, or a refusal is no negative, also the last one.
+Deviations from the paper: "yes" and "no" are swapped as whole words only; a try that is empty,
+leaves half a sentence, is cut short, the same text, or a refusal is no negative, nor is the last.
 """
 
 from __future__ import annotations
