@@ -71,6 +71,9 @@ RUNS = {
         "dpo": Run("noisy", DPO, 5e-5),
         "robust": Run("noisy", ("loss={name: robust, flip_rate: 0.2, of: {name: dpo}}",), 5e-5),
         "mm_dpo, w 0.5": Run("noisy", ("loss={name: mm_dpo, k: fit, w: 0.5}",), 5e-5),
+        "mm_dpo, no floor": Run(
+            "noisy", ("loss={name: mm_dpo, k: fit, w: 0.5, gap_floor: -20.0}",), 5e-5
+        ),
         "mm_dpo, w 2": Run("noisy", ("loss={name: mm_dpo, k: fit, w: 2.0}",), 5e-5),
         "dpo, clean labels": Run("scored", DPO, 5e-5),
         "mm_dpo, clean labels": Run("scored", ("loss={name: mm_dpo, k: fit, w: 0.5}",), 5e-5),
@@ -106,7 +109,7 @@ def make_scenes(root: Path) -> None:
     for name, (world, count, seed) in lab.TESTS.items():
         if name != "validation":
             build(
-                "clips_eval",
+                "clips_test",
                 [f"output={root}/clips/{name}", f"world={world}", f"num_clips={count}",
                  f"seed={seed}"],
             )  # fmt: skip
@@ -182,7 +185,7 @@ def make_reward_model(root: Path, seed: int) -> None:
         build(
             "score",
             [f"source={folder}/{source}", f"output={folder}/{output}",
-             f"model.path={folder}/critique_reward/model"],
+             f"model.path={folder}/reward/model"],
         )  # fmt: skip
 
 
@@ -289,8 +292,8 @@ def measure(root: Path, seed: int, kind: str, name: str, model: Path) -> None:
     from mmalign.config import read_yaml, validate
 
     folder = root / f"seed{seed}" / kind / "eval" / name
-    config = lab.CONFIGS / "eval.yaml" if kind == "scenes" else LAB / "clips_evaluate.yaml"
-    shipped = "runs/quickstart/scenes/eval" if kind == "scenes" else "runs/lab/clips/eval"
+    config = lab.CONFIGS / "eval.yaml" if kind == "scenes" else LAB / "clips_eval.yaml"
+    shipped = "runs/quickstart/scenes/eval" if kind == "scenes" else "runs/lab/clips/test"
     for scenes in ("test", "home"):
         here = root / kind / scenes
         data = read_yaml(config)
@@ -379,6 +382,17 @@ class Runs(lab.Runs):
 
     def _file(self, record) -> str:
         return (record.images or record.videos)[0].path
+
+    def metrics(self, name: str, scenes: str, suite: str, seeds: list[int] | None = None):
+        """(ratios, clusters) over the given seeds; a scene or clip is one cluster."""
+        from evals import chair
+        from evals.stats import mean
+
+        rows = [row for seed in seeds or self.seeds for row in self.rows(name, scenes, suite, seed)]
+        files = [row.get("image") or row["video"] for row in rows]
+        truth = self.exact_answers[scenes]
+        right = [row["answer"] == truth[file] for row, file in zip(rows, files, strict=True)]
+        return chair.metrics(rows) | {"exact": mean(right)}, files
 
     def rows(self, name: str, scenes: str, suite: str, seed: int) -> list[dict]:
         folder = self.root / f"seed{seed}" / self.kind / "eval" / name / scenes
