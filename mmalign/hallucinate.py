@@ -1,14 +1,14 @@
 """Rejected responses from the model's own bias: what it writes while it hardly sees the picture.
 
-BDHS (Amirloo et al., arXiv 2407.02477): hide the picture, let the model complete every
-sentence of the chosen response from a random cut of it on, and keep the result if it differs:
+BDHS (Amirloo et al., arXiv 2407.02477): hide the picture, let the model complete every sentence of
+the chosen response from a random cut of it on, and keep the result if it differs:
 
     for i = 1 .. tries:
         draw what of the picture stays visible, one draw for all sentences
         i = tries > 1:   the whole response written freely, returned unchecked
         otherwise:       y = y_1 y_2 …,  y_k = prefix_k + the model's continuation after
                          (true sentences before k) + prefix_k, up to its first sentence end
-                         return y if similarity(chosen, y) < threshold
+                         return y if similarity(chosen, y) < threshold, or tries = 1
 
 Sentences are conditioned on the true sentences before them, never on the written ones, so one call
 of the generator completes all sentences of all open items. Builders use this offline; a trainer
