@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
@@ -51,7 +51,7 @@ def values(clip: Clip) -> list[int]:
     return [int(frame[0, 0, 0]) for frame in clip.frames]
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     height=st.integers(10, 90),
     width=st.integers(10, 90),

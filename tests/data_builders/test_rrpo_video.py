@@ -209,7 +209,7 @@ def test_broken_and_hanging_clips_are_quarantined_and_the_others_go_on(tmp_path,
     (tmp_path / "garbage.mkv").write_bytes(b"no clip at all")
     (tmp_path / "missing.mkv").unlink()
     with (
-        ClipReader(sampling=FRAMES, timeout_seconds=30) as patient,
+        ClipReader(sampling=FRAMES, timeout_seconds=200) as patient,
         ClipReader(sampling=FRAMES, timeout_seconds=1e-6) as hasty,
     ):
         reader = Reader(lambda m, root: (hasty if m.path == "hangs.mkv" else patient).open(m, root))

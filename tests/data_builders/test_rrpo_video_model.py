@@ -10,18 +10,28 @@ from data_builders.base import GeneratorConfig, OverlapFilter
 from data_builders.config import load_builder
 from data_builders.rrpo_video import RRPOVideo
 from data_builders.verify import Differs, load_verifier
-from mmalign.clips import FrameSampling, open_clip
+from mmalign.clips import ClipReader, FrameSampling, open_clip
+from mmalign.generate.base import Generation
 from mmalign.generate.local import LocalGenerator
 from mmalign.losses.rrpo import RRPO
 from mmalign.models.load import ModelConfig
 from mmalign.models.tiny import TinyModel
-from mmalign.records import Example, Preference, user
+from mmalign.records import Example, Media, Preference, user
 from mmalign.store import open_dataset, write_dataset
 from trainers.objectives.pair import PairObjective
 
 PATCH = {"qwen25vl": 4, "llava_onevision": 8}
 WORDS = ("What", "happens?", "a", "red", "blue", "ball", "box", "rolls", "falls")
 FRAMES = FrameSampling(num_frames=4)
+
+
+class Denies:
+    """A policy that says no."""
+
+    name = "denies"
+
+    def generate(self, requests, sampling) -> list[Generation]:
+        return [Generation(id=r.id, text="No.", num_tokens=1, finished=True) for r in requests]
 
 
 class InProcess:
@@ -80,6 +90,23 @@ def test_from_clips_to_rows_that_a_trainer_takes(config: RRPOVideo) -> None:
         prepared = objective.prepare(pair)
         assert any(any(candidate.marked or ()) for candidate in prepared.candidates)
         assert prepared.conditions[0].num_media_tokens > 0
+
+
+@pytest.mark.real
+def test_real_clips_are_spoilt_and_drawn(real: Path, tmp_path: Path) -> None:
+    files = sorted(file.name for file in (real / "videos").iterdir())
+    examples = [
+        Example(id=name, prompt=user("Is it?", videos=1), videos=(Media(path=name),), answer="Yes.")
+        for name in files
+    ]
+    write_dataset(tmp_path / "in", Example, examples, media_root=str(real / "videos"))
+    generator = GeneratorConfig(model=ModelConfig(path="none", frames=FRAMES), batch_size=2)
+    config = RRPOVideo(source=tmp_path / "in", output=tmp_path / "out", generator=generator)
+    with ClipReader(sampling=FRAMES, timeout_seconds=200) as reader:
+        config.build_with(Denies(), reader, load_verifier(config.verify, None), None)
+    assert len(open_dataset(config.output)) == len(files)
+    page = (config.output / "preview.html").read_text()
+    assert page.count('<figure class="strip">') == 2 * len(files)
 
 
 def test_the_shipped_configs_are_read(repo_root: Path) -> None:
