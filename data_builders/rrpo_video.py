@@ -46,10 +46,11 @@ from data_builders.verify import (
 )
 from mmalign.clips import Clip, ClipReader
 from mmalign.errors import MediaError
-from mmalign.generate.base import Generator, Request, request_seed
+from mmalign.generate.base import Generation, Generator, Request, request_seed
 from mmalign.jobs import Outcome
 from mmalign.judge import Case, Judge
 from mmalign.log import get_logger
+from mmalign.prepare import RowDropped
 from mmalign.records import Example, Media, Origin, Preference, prompt_text
 from mmalign.spans import differing_spans, one_sided
 from mmalign.store import MANIFEST, open_dataset
@@ -57,6 +58,9 @@ from mmalign.store import MANIFEST, open_dataset
 VERSION = "1"
 
 logger = get_logger("rrpo_video")
+
+# What became of a request: a reply, or why the model could not be asked.
+_Reply = Generation | MediaError | RowDropped
 
 
 class RRPOVideo(Builder):
@@ -225,14 +229,22 @@ class _Pairs:
             clip, steps = apply(attempt.clip, config.perturb, seed)
             recorded.append(steps)
             requests.append(Request(id=name, prompt=attempt.example.prompt, videos=(clip,)))
-        replies = self.generator.generate(requests, config.generator.sampling(config.seed))
-        texts = [reply.text.strip() if reply.finished else None for reply in replies]
-        verdicts = self._verdicts(attempts, texts)
+        replies = self._replies(requests)
+        texts = [
+            r.text.strip() if isinstance(r, Generation) and r.finished else "" for r in replies
+        ]
+        verdicts = self._verdicts(attempts, replies, texts)
         left = []
-        for attempt, steps, text, verdict in zip(attempts, recorded, texts, verdicts, strict=True):
+        for attempt, steps, reply, text, verdict in zip(
+            attempts, recorded, replies, texts, verdicts, strict=True
+        ):
             example, number = attempt.example, attempt.number
             attempt.told.append(verdict)
-            if text and verdict.outcome == "wrong":
+            if isinstance(reply, MediaError):
+                outcomes[example.id] = _unreadable(example, reply)
+            elif isinstance(reply, RowDropped):
+                outcomes[example.id] = _dropped(example, reply.reason, str(reply))
+            elif verdict.outcome == "wrong":
                 wrong.append(
                     _Wrong(
                         example=example, number=number, steps=steps, response=text, verdict=verdict
@@ -245,18 +257,37 @@ class _Pairs:
                 left.append(attempt)
         return left
 
+    def _replies(self, requests: list[Request]) -> list[_Reply]:
+        """What the policy says; what it cannot be asked at all is found by halving, and told.
+
+        Raised, it would make the job decode the chunk again.
+        """
+        config = self.config
+        try:
+            return [*self.generator.generate(requests, config.generator.sampling(config.seed))]
+        except (MediaError, RowDropped) as error:
+            if len(requests) == 1:
+                return [error]
+            half = len(requests) // 2
+            return self._replies(requests[:half]) + self._replies(requests[half:])
+
     def _verdicts(
-        self, attempts: Sequence[_Attempt], texts: Sequence[str | None]
+        self, attempts: Sequence[_Attempt], replies: Sequence[_Reply], texts: Sequence[str]
     ) -> Iterator[Verdict]:
-        """Of all texts; those that the token limit cut, and empty ones, are not worth asking."""
+        """Of all replies; those without a text, or cut by the token limit, are not worth asking."""
         cases = [
             _case(attempt.example, attempt.number, text)
             for attempt, text in zip(attempts, texts, strict=True)
             if text
         ]
         verified = iter(self.verifier(cases))
-        for text in texts:
-            yield next(verified) if text else Verdict("unknown", "cut" if text is None else "empty")
+        for reply, text in zip(replies, texts, strict=True):
+            if text:
+                yield next(verified)
+            elif isinstance(reply, Generation):
+                yield Verdict("unknown", "empty" if reply.finished else "cut")
+            else:
+                yield Verdict("unknown", "refused")
 
     def _accept(self, one: _Wrong, made: Rewritten) -> Outcome:
         example, config = one.example, self.config
@@ -298,6 +329,11 @@ class _Pairs:
             ),
         )
         return Outcome(id=example.id, record=record, reason=reason)
+
+
+def _whole(reply: _Reply) -> str:
+    """The text of a reply that came to its end, else nothing."""
+    return reply.text.strip() if isinstance(reply, Generation) and reply.finished else ""
 
 
 def _case(example: Example, number: int, response: str) -> Case:

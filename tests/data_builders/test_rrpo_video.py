@@ -21,6 +21,7 @@ from mmalign.errors import MediaError
 from mmalign.generate.base import Generation, Request, Sampling
 from mmalign.judge import Judge
 from mmalign.models.load import ModelConfig
+from mmalign.prepare import RowDropped
 from mmalign.records import Example, Media, Preference, prompt_text, user
 from mmalign.store import Dataset, open_dataset, write_dataset
 
@@ -237,17 +238,29 @@ def test_a_clip_is_decoded_once_and_one_batch_is_held(tmp_path, example):
     assert sum(policy.batches) == 1 + 2 + 3 + 1 + 2 + 3 + 1
 
 
-def test_a_clip_that_the_model_refuses_costs_only_itself(tmp_path, example):
-    source(tmp_path, *[example(name, "Yes.") for name in "abc"])
+def test_what_the_model_cannot_be_asked_costs_only_itself(tmp_path, example):
+    """Neither a clip that the processor refuses nor a prompt that cannot be rendered."""
+    source(tmp_path, *[example(name, "Yes.") for name in "abcd"])
 
     class Picky(Policy):
         def generate(self, requests, sampling):
-            if any(request.id.startswith("b/") for request in requests):
+            names = {request.id.partition("/")[0] for request in requests}
+            if "b" in names:
                 raise MediaError("the video processor refuses it")
+            if "c" in names:
+                raise RowDropped("control_token", "the prompt holds a control token")
             return super().generate(requests, sampling)
 
-    dataset = build(tmp_path, Picky({"a": ["No."], "c": ["No."]}))
-    assert dataset.manifest.counts == {"accepted:try1": 2, "quarantined:unreadable": 1}
+    reader = Reader()
+    policy = Picky({"a": ["Yes.", "No."], "d": ["No."]})
+    dataset = build(tmp_path, policy, reader=reader)
+    assert dataset.manifest.counts == {
+        "accepted:try1": 1,
+        "accepted:try2": 1,
+        "dropped:control_token": 1,
+        "quarantined:unreadable": 1,
+    }
+    assert len(reader.opened) == 4
 
 
 def test_embedded_clips_travel_with_the_rows(tmp_path, example):
