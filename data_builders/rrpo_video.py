@@ -230,9 +230,7 @@ class _Pairs:
             recorded.append(steps)
             requests.append(Request(id=name, prompt=attempt.example.prompt, videos=(clip,)))
         replies = self._replies(requests)
-        texts = [
-            r.text.strip() if isinstance(r, Generation) and r.finished else "" for r in replies
-        ]
+        texts = [_whole(reply) for reply in replies]
         verdicts = self._verdicts(attempts, replies, texts)
         left = []
         for attempt, steps, reply, text, verdict in zip(
