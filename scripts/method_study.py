@@ -180,6 +180,7 @@ def make_reward_model(root: Path, seed: int) -> None:
             [f"model.path={base}", f"data.path={folder}/critiqued", f"loss={{name: {name}}}",
              f"run.output={folder}/{name}", f"run.seed={seed}"],
         )  # fmt: skip
+    accuracies(folder)
     flip(folder / "own", folder / "own_flipped", seed)
     for source, output in (("own", "scored"), ("own_flipped", "noisy")):
         build(
@@ -187,6 +188,43 @@ def make_reward_model(root: Path, seed: int) -> None:
             [f"source={folder}/{source}", f"output={folder}/{output}",
              f"model.path={folder}/reward/model"],
         )  # fmt: skip
+
+
+CRITICS = (("critique_reward", ("self", "given", "none")), ("reward", ("none",)))
+
+
+def accuracies(folder: Path) -> None:
+    """Share of unseen pairs that each reward model orders rightly, by where critiques come from."""
+    from mmalign.records import Preference
+    from mmalign.reward import Critics, Judgement, RewardModel
+    from mmalign.store import open_dataset
+
+    file = folder / "reward_accuracy.json"
+    if file.exists():
+        return
+    dataset = open_dataset(folder / "critiqued_test", Preference)
+    rows = list(dataset)
+    items = [
+        Judgement(
+            id=f"{row.id}/{side}",
+            prompt=row.prompt,
+            response=getattr(row, side),
+            images=row.images,
+            media_root=dataset.media_root,
+            critique=getattr(row, f"{side}_critique"),
+        )
+        for row in rows
+        for side in ("chosen", "rejected")
+    ]
+    found = {}
+    for name, sources in CRITICS:
+        model = RewardModel.from_checkpoint(str(folder / name / "model"), batch_size=128)
+        for source in sources:
+            judged = model.judge(items, Critics(critiques=source, max_new_tokens=40))  # type: ignore[arg-type]
+            rewards = [one.reward for one in judged]
+            right = [a > b for a, b in zip(rewards[::2], rewards[1::2], strict=True)]
+            found[f"{name}, critique {source}"] = right
+    file.write_text(json.dumps(found))
 
 
 def critique(source: Path, output: Path, *, start: int, count: int) -> None:
@@ -440,6 +478,25 @@ def tables(root: Path, seeds: list[int]) -> str:
         out += [f"\n### {table}\n", HEAD, runs.line("base", "base")]
         for name, run in named.items():
             out.append(runs.line(f"{name} @{run.rate:g}", slug(table, name)))
+    if "noise" in RUNS:
+        out.append(reward_table(root, seeds))
+    return "\n".join(out)
+
+
+def reward_table(root: Path, seeds: list[int]) -> str:
+    """Accuracy of the reward models, pooled over seeds, with a 95 % interval."""
+    from evals.stats import intervals, mean
+
+    found = [
+        json.loads((root / f"seed{s}" / "scenes" / "reward_accuracy.json").read_text())
+        for s in seeds
+    ]
+    out = ["\n### reward models\n", "| reward model | Acc (by seed) | 95 % |", "|---|---|---|"]
+    for name in found[0]:
+        pooled = mean([float(right) for one in found for right in one[name]])
+        low, high = (100 * bound for bound in intervals({"acc": pooled})["acc"])
+        by_seed = " / ".join(f"{100 * sum(one[name]) / len(one[name]):.1f}" for one in found)
+        out.append(f"| {name} | {100 * pooled.value:.1f} ({by_seed}) | {low:.1f} to {high:.1f} |")
     return "\n".join(out)
 
 
