@@ -12,10 +12,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
@@ -24,15 +25,17 @@ MARK = "doctor: "  # before a finding, among whatever else a library prints
 
 # What goes without a package that an extra installs; every package comes from mmalign's metadata.
 COSTS = {
+    "av": "no clips, unless decord is there",
     "bitsandbytes": "no optim.optimizer=adamw_8bit",
+    "decord": "no clips by backend=decord",
+    "openai": "no generators or judges behind a server",
     "tensorboard": "no run.trackers=[tensorboard]",
+    "torchcodec": "clips are decoded by PyAV",
     "trl": "no comparison with TRL's losses",
     "wandb": "no run.trackers=[wandb]",
 }
 # What an extra installs though nothing uses it yet, and what it will be for.
 LATER = {
-    "av": "clips",
-    "decord": "clips",
     "diffusers": "diffusion models",
     "xformers": "attention kernels",
 }
@@ -274,18 +277,18 @@ def _adam_8bit() -> str:
     return f"one step on {_device()}"
 
 
-def _av() -> str:
-    import av
+def _clips(backend: Literal["torchcodec", "pyav", "decord"]) -> str:
+    from mmalign.clips import FrameSampling, open_clip
+    from mmalign.decoders import why_not
+    from mmalign.records import Media
 
-    with TemporaryDirectory() as folder, av.open(str(_clip(folder))) as file:
-        return f"decodes {sum(1 for _ in file.decode(video=0))} frames of a clip"
-
-
-def _decord() -> str:
-    from decord import VideoReader
-
+    reason = why_not(backend)
+    if reason is not None:
+        raise RuntimeError(f"{backend} {reason}")
     with TemporaryDirectory() as folder:
-        return f"decodes {len(VideoReader(str(_clip(folder)))[:].asnumpy())} frames of a clip"
+        media, sampling = Media(path=_clip(folder).name), FrameSampling(num_frames=8)
+        clip = open_clip(media, Path(folder), sampling, backend=backend)
+    return f"decodes {len(set(clip.indices))} frames of a clip"
 
 
 CHECKS: dict[str, Callable[[], str]] = {
@@ -297,8 +300,9 @@ CHECKS: dict[str, Callable[[], str]] = {
     "attention: flex, backward": _flex_backward,
     "attention: xformers": _xformers,
     "8-bit Adam": _adam_8bit,
-    "clips: av": _av,
-    "clips: decord": _decord,
+    "clips: torchcodec": partial(_clips, "torchcodec"),
+    "clips: av": partial(_clips, "pyav"),
+    "clips: decord": partial(_clips, "decord"),
 }
 REQUIRED_CHECKS = ("torch", "torchvision", "attention: eager", "attention: sdpa")
 

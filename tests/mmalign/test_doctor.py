@@ -2,19 +2,22 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 
 import pytest
 
 from mmalign import doctor
 from mmalign.cli import run
+from mmalign.decoders import why_not
 from mmalign.doctor import Check, Diagnosis, attempt, packages, try_checks
 
 DECLARED = [
     "torch<3,>=2.8",
     'wandb>=0.19; extra == "track"',
-    'av>=14; extra == "video"',
-    'decord>=0.6; extra == "video"',
+    'diffusers>=0.36; extra == "diffusion"',
+    'xformers>=0.0.33; extra == "cuda"',
     'ruff>=0.12; extra == "dev"',
 ]
 
@@ -42,20 +45,31 @@ def test_a_missing_extra_costs_something_and_names_its_line():
 
 
 def test_what_nothing_uses_yet_is_told_apart_and_never_missing():
-    text = diagnosis({"torch": "2.15.0", "wandb": "0.20", "av": "15.0"}).as_text()
+    text = diagnosis({"torch": "2.15.0", "wandb": "0.20", "diffusers": "0.36"}).as_text()
     used, later = text.split("Packages for later: nothing uses them yet\n")
-    assert "av" not in used.split()
+    assert "diffusers" not in used.split()
     lines = [line.split() for line in later.splitlines()[:2]]
-    assert lines == [["av", "15.0", "clips"], ["decord", "not", "installed", "clips"]]
+    assert lines == [
+        ["diffusers", "0.36", "diffusion", "models"],
+        ["xformers", "not", "installed", "attention", "kernels"],
+    ]
     assert "Missing" not in text
 
 
-def test_every_package_comes_from_the_metadata_and_every_optional_one_is_explained():
-    found = {package.name: package for package in packages()}
+def test_every_package_is_declared_and_every_optional_one_is_explained(repo_root: Path):
+    project = tomllib.loads((repo_root / "pyproject.toml").read_text())["project"]
+    declared = list(project["dependencies"])
+    for extra, requirements in project["optional-dependencies"].items():
+        declared += [f'{requirement}; extra == "{extra}"' for requirement in requirements]
+    found = {package.name: package for package in packages(declared)}
     assert set(doctor.COSTS) | set(doctor.LATER) <= set(found)
     assert all(p.required or bool(p.cost) != bool(p.later) for p in found.values())
     listed = ("torch", "transformers", "diffusers", "peft", "accelerate", "open_clip_torch")
     assert {*listed, "decord", "bitsandbytes", "xformers"} <= set(found)
+
+
+def test_packages_come_from_the_metadata():
+    assert {"torch", "decord", "wandb"} <= {package.name for package in packages()}
 
 
 def test_development_tools_are_not_looked_for():
@@ -116,9 +130,19 @@ def test_xformers_refusal_is_told_in_one_kernels_words(monkeypatch: pytest.Monke
     assert attempt("attention: xformers").detail == "its kernels refuse: device=cpu (not cuda)"
 
 
-def test_clips_are_really_decoded():
-    pytest.importorskip("av")
-    assert attempt("clips: av").detail == "decodes 8 frames of a clip"
+@pytest.mark.parametrize(("check", "backend"), [("av", "pyav"), ("decord", "decord")])
+def test_clips_are_really_decoded(check: str, backend: str):
+    if why_not(backend) is not None:
+        pytest.skip(f"{backend} {why_not(backend)}")
+    assert attempt(f"clips: {check}").detail == "decodes 8 frames of a clip"
+
+
+def test_why_torchcodec_does_not_work_is_one_line(monkeypatch: pytest.MonkeyPatch):
+    reason = "finds no shared libraries of FFmpeg: install FFmpeg"
+    monkeypatch.setattr("mmalign.decoders.torchcodec._why_it_does_not_load", lambda: reason)
+    found = attempt("clips: torchcodec")
+    assert not found.works
+    assert found.detail in (f"torchcodec {reason}", "torchcodec is not installed")
 
 
 def test_a_check_that_kills_its_process_does_not_stop_the_others(tmp_path, monkeypatch):
