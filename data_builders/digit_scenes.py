@@ -14,33 +14,36 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from data_builders.digit_world import (
+    CELL_PIXELS,
+    COLORS,
+    DIGITS,
+    PARTNERS,
+    SPLITS,
+    absent_from,
+    handwriting,
+    is_complete,
+    paint,
+    pope_digits,
+    usual_color,
+    write_lines,
+)
 from mmalign import store
 from mmalign.config import Strict
-from mmalign.errors import DataError
 from mmalign.log import get_logger, progress
 from mmalign.records import Example, Media, Origin, user
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-COLORS = ("red", "green", "blue", "yellow", "purple")
-RGB = ((1, 0.15, 0.15), (0.15, 1, 0.15), (0.15, 0.15, 1), (1, 1, 0.15), (1, 0.15, 1))
-USUAL_COLOR = (0, 1, 2, 3, 4, 1, 2, 3, 4, 0)  # of digit zero, one, two, …
-PARTNERS = {(3, 7): 0.32, (1, 8): 0.24, (2, 6): 0.18, (4, 9): 0.14, (0, 5): 0.12}
-PARTNER = {a: b for pair in PARTNERS for a, b in (pair, pair[::-1])}
-BY_POPULARITY = [digit for pair in PARTNERS for digit in pair]
-
-CELLS, CELL_PIXELS = 4, 8  # a 4x4 grid of 8x8 digits: a 32x32 picture
+CELLS = 4  # a 4x4 grid of 8x8 digits: a 32x32 picture
 CAPTION_PROMPT = "describe the image :"
-SPLITS = ("random", "popular", "adversarial")
 
 logger = get_logger("data_builders.digit_scenes")
 
@@ -76,7 +79,7 @@ class Scene:
     @property
     def absent(self) -> list[int]:
         """The digits not to be seen, in counting order."""
-        return [digit for digit in range(10) if digit not in self.present]
+        return absent_from(self.present)
 
     def caption(self) -> str:
         """The whole truth: `the image shows a red three and a blue seven .`"""
@@ -125,13 +128,7 @@ class DigitScenes(Strict):
         Raises DataError when the directory holds a dataset made from another config.
         """
         config = self.model_dump(mode="json", exclude={"output"})
-        if (self.output / store.MANIFEST).exists():
-            if store.read_manifest(self.output).config != config:
-                raise DataError(
-                    "holds a dataset made from another config",
-                    where=str(self.output),
-                    fix="choose another output, or delete it",
-                )
+        if is_complete(self.output, config):
             logger.info("%s is complete", self.output)
             return self.output
         scenes = [self.scene(index) for index in range(self.num_scenes)]
@@ -155,15 +152,12 @@ class DigitScenes(Strict):
         counterfactual = rng.random() < self.counterfactual_share
         if self.world == "biased" and not counterfactual:
             world, digits = "biased", self._partners(rng)
-            colors = [
-                USUAL_COLOR[digit] if rng.random() < self.p_color else rng.randrange(len(COLORS))
-                for digit in digits
-            ]
+            colors = [usual_color(digit, self.p_color, rng) for digit in digits]
         else:
             world, digits = "balanced", rng.sample(range(10), rng.randint(1, 4))
             colors = [rng.randrange(len(COLORS)) for _ in digits]
         cells = rng.sample(range(CELLS * CELLS), len(digits))
-        drawings = [rng.choice(_drawings()[1][self.digits][digit]) for digit in digits]
+        drawings = [rng.choice(handwriting()[1][self.digits][digit]) for digit in digits]
         objects = sorted(map(Placed, cells, digits, colors, drawings))
         return Scene(index=index, world=world, objects=tuple(objects))
 
@@ -172,17 +166,15 @@ class DigitScenes(Strict):
         from PIL import Image
 
         size = CELLS * CELL_PIXELS
-        light = np.zeros((size, size, 3), np.float32)
-        for placed in scene.objects:
-            top, left = (CELL_PIXELS * part for part in divmod(placed.cell, CELLS))
-            drawing = _drawings()[0][placed.drawing][:, :, None]
-            light[top : top + CELL_PIXELS, left : left + CELL_PIXELS] = drawing * RGB[placed.color]
         noise = np.random.default_rng([self.seed, scene.index]).standard_normal(
-            light.shape, dtype=np.float32
+            (size, size, 3), dtype=np.float32
         )
-        # A dark grey ground, not black: noise below it must not be clipped away.
-        pixels = 0.25 + 0.7 * (light + self.noise * noise)
-        return Image.fromarray((255 * pixels.clip(0, 1)).round().astype(np.uint8))
+        corners = [divmod(placed.cell, CELLS) for placed in scene.objects]
+        drawn = [
+            (CELL_PIXELS * row, CELL_PIXELS * column, placed.drawing, placed.color)
+            for (row, column), placed in zip(corners, scene.objects, strict=True)
+        ]
+        return Image.fromarray(paint(size, drawn, noise, self.noise))
 
     def questions(self, scene: Scene) -> list[tuple[int, str]]:
         """(digit, "yes" or "no") of each question about a scene, half of either in turns."""
@@ -196,26 +188,8 @@ class DigitScenes(Strict):
         return asked
 
     def pope(self, scene: Scene, split: str) -> list[tuple[int, str]]:
-        """POPE's questions about a scene: up to two digits present, and as many absent.
-
-        random: any absent ones. popular: the most frequent. adversarial: partners of what is there,
-        then the most frequent (POPE, arXiv 2305.10355, section 4.1).
-        """
-        rng = self._random(scene.index, f"pope {split}")
-        present = rng.sample(scene.present, min(2, len(scene.present)))
-        popular = [digit for digit in BY_POPULARITY if digit in scene.absent]
-        match split:
-            case "random":
-                ordered = rng.sample(scene.absent, len(scene.absent))
-            case "popular":
-                ordered = popular
-            case _:
-                partners = [PARTNER[digit] for digit in scene.present]
-                partners = [digit for digit in partners if digit in scene.absent]
-                rng.shuffle(partners)
-                ordered = partners + [digit for digit in popular if digit not in partners]
-        absent = ordered[: len(present)]
-        return [(digit, "yes") for digit in present] + [(digit, "no") for digit in absent]
+        """POPE's questions about a scene; half of the answers are yes."""
+        return pope_digits(scene.present, split, self._random(scene.index, f"pope {split}"))
 
     def _random(self, index: int, purpose: str) -> random.Random:
         return random.Random(f"{self.seed}/{index}/{purpose}")
@@ -274,13 +248,13 @@ class DigitScenes(Strict):
                 }
                 for number, (scene, digit, label) in enumerate(asked, start=1)
             ]
-            _write_lines(self.output / f"pope-{split}.jsonl", map(json.dumps, rows))
+            write_lines(self.output / f"pope-{split}.jsonl", map(json.dumps, rows))
         objects = (
             {"image": f"{scene.name}.png", "objects": [DIGITS[digit] for digit in scene.present]}
             for scene in scenes
         )
-        _write_lines(self.output / "objects.jsonl", map(json.dumps, objects))
-        _write_lines(self.output / "synonyms.txt", iter(DIGITS))
+        write_lines(self.output / "objects.jsonl", map(json.dumps, objects))
+        write_lines(self.output / "synonyms.txt", iter(DIGITS))
 
 
 def question(digit: int) -> str:
@@ -297,22 +271,3 @@ def _png(image: Image) -> bytes:
 
 def _described(placed: Placed) -> dict[str, Any]:
     return {"digit": DIGITS[placed.digit], "color": COLORS[placed.color], "cell": placed.cell}
-
-
-def _write_lines(path: Path, lines: Iterator[str]) -> None:
-    store.write_atomically(path, "".join(f"{line}\n" for line in lines))
-
-
-@cache
-def _drawings() -> tuple[Any, dict[str, list[list[int]]]]:
-    """Handwritten digits [1797, 8, 8] in [0, 1], and per split the rows of each digit."""
-    from sklearn.datasets import load_digits
-
-    digits: Any = load_digits()
-    order = np.random.RandomState(0).permutation(len(digits.target))
-    cut = int(0.7 * len(order))
-    rows = {
-        split: [[int(row) for row in part if digits.target[row] == digit] for digit in range(10)]
-        for split, part in (("train", order[:cut]), ("test", order[cut:]))
-    }
-    return (digits.images / 16).astype(np.float32), rows

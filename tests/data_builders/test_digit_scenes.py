@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_builders.digit_scenes import (
+from data_builders.digit_scenes import DigitScenes, Placed, Scene, question
+from data_builders.digit_world import (
     BY_POPULARITY,
     COLORS,
     DIGITS,
@@ -17,10 +18,6 @@ from data_builders.digit_scenes import (
     RGB,
     SPLITS,
     USUAL_COLOR,
-    DigitScenes,
-    Placed,
-    Scene,
-    question,
 )
 from mmalign.config import validate
 from mmalign.errors import ConfigError, DataError
