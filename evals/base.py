@@ -6,11 +6,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
+
+from pydantic import model_validator
 
 from evals.stats import Ratio
+from mmalign.config import Strict
 from mmalign.errors import DataError
 from mmalign.generate.base import Request
+from mmalign.records import Media, user
 
 Row = dict[str, Any]
 
@@ -19,14 +23,16 @@ Row = dict[str, Any]
 class Suite:
     """The scored answers to one benchmark: a row per item, and metrics made from the rows alone.
 
-    `images` is the folder of the rows' pictures. `method` says in words how answers were read.
+    `images` is the folder of the rows' pictures, or `videos` of their clips; a row names its own
+    under `image` or `video`. `method` says in words how answers were read.
     A row's `answer` is None where the model gave none, as for a picture that cannot be read.
     """
 
     key: str
     benchmark: str
     split: str | None
-    images: Path
+    images: Path | None = None
+    videos: Path | None = None
     method: str
     items: list[Row]
     metrics: dict[str, Ratio]
@@ -40,11 +46,6 @@ class Benchmark(Protocol):
     """
 
     @property
-    def images(self) -> Path:
-        """The folder of the pictures."""
-        ...
-
-    @property
     def max_new_tokens(self) -> int:
         """Where an answer is cut."""
         ...
@@ -55,12 +56,57 @@ class Benchmark(Protocol):
         ...
 
     def requests(self) -> list[Request]:
-        """What to ask; ids are unique. Raises DataError on files that are missing or wrong."""
+        """What to ask, at least once; ids are unique, and every request has a media root.
+
+        Raises DataError on files that are missing or wrong.
+        """
         ...
 
     def score(self, answers: Mapping[str, str]) -> Suite:
         """Score answers by request id; a request without an answer counts against the model."""
         ...
+
+
+class OverMedia(Strict):
+    """What benchmarks over pictures and over clips share: a folder of either, and what is asked.
+
+    images: the folder of the pictures. videos: that of the clips. Give one of them.
+    """
+
+    images: Path | None = None
+    videos: Path | None = None
+
+    @model_validator(mode="after")
+    def _one_folder(self) -> OverMedia:
+        if (self.images is None) == (self.videos is None):
+            raise ValueError("give either images or videos")
+        return self
+
+    @property
+    def medium(self) -> Literal["image", "video"]:
+        """What an item is about: the field that names it in files and in rows."""
+        return "video" if self.images is None else "image"
+
+    def request(self, id: str, text: str, file: str) -> Request:
+        """A question about one picture or clip."""
+        if self.images is None:
+            return Request(
+                id=id,
+                prompt=user(text, videos=1),
+                videos=(Media(path=file),),
+                media_root=self.videos,
+            )
+        return Request(
+            id=id,
+            prompt=user(text, images=1),
+            images=(Media(path=file),),
+            media_root=self.images,
+        )
+
+
+def shown(row: Row) -> str:
+    """The file of the picture or clip that an item is about."""
+    return row["video"] if "video" in row else row["image"]
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:

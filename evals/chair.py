@@ -16,12 +16,10 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from evals.base import Row, Suite, check_known, read_jsonl, text_field
+from evals.base import OverMedia, Row, Suite, check_known, read_jsonl, text_field
 from evals.stats import Ratio, ratio
-from mmalign.config import Strict
 from mmalign.errors import DataError
 from mmalign.generate.base import Request
-from mmalign.records import Media, user
 
 METHOD = "released rules; plurals by the synonym list's own words, not pattern.en and nltk"
 
@@ -52,18 +50,19 @@ DOUBLE_WORDS: dict[str, str] = {
 }
 
 
-class Chair(Strict):
-    """Captions of images whose objects are known.
+class Chair(OverMedia):
+    """Captions of images or clips whose objects are known.
 
     images: the folder of the pictures. Their objects come from COCO's `instances` file, joined with
     those named in its reference `captions` as the paper does, or from `objects`: JSON lines of
-    image and objects. synonyms: one line per category, comma separated, its name first.
+    image and objects. videos: a folder of clips instead, with `objects` as lines of video and
+    objects, in the order in which they come.
+    synonyms: one line per category, comma separated, its name first.
     limit: only the first so many images, by file name or in the order of `objects`.
     """
 
     name: Literal["chair"] = "chair"
     split: str | None = None
-    images: Path
     instances: Path | None = None
     captions: Path | None = None
     objects: Path | None = None
@@ -79,6 +78,8 @@ class Chair(Strict):
             raise ValueError("give either instances or objects")
         if self.captions is not None and self.instances is None:
             raise ValueError("captions belong to instances")
+        if self.videos is not None and self.instances is not None:
+            raise ValueError("instances are of pictures: give the objects of clips in objects")
         return self
 
     @property
@@ -87,31 +88,21 @@ class Chair(Strict):
         return "chair" if self.split is None else f"chair-{self.split}"
 
     def requests(self) -> list[Request]:
-        """One request per image; the image's name is the id."""
-        return [
-            Request(
-                id=image,
-                prompt=user(self.prompt, images=1),
-                images=(Media(path=image),),
-                media_root=self.images,
-            )
-            for image in self._truth(self._words())
-        ]
+        """One request per image or clip; its file's name is the id."""
+        return [self.request(file, self.prompt, file) for file in self._truth(self._words())]
 
     def score(self, answers: Mapping[str, str]) -> Suite:
         """Score captions by image; an image without a caption counts in `num_unparsed` alone."""
         words = self._words()
         truth = self._truth(words)
         check_known(answers, set(truth), self.key)
-        items = [
-            _read(image, self.prompt, answers.get(image), objects, words)
-            for image, objects in truth.items()
-        ]
+        items = [self._read(file, answers.get(file), words, truth[file]) for file in truth]
         return Suite(
             key=self.key,
             benchmark=self.name,
             split=self.split,
             images=self.images,
+            videos=self.videos,
             method=METHOD,
             items=items,
             metrics=metrics(items),
@@ -121,12 +112,33 @@ class Chair(Strict):
     def _words(self) -> ObjectWords:
         return ObjectWords.read(self.synonyms, self.double_words)
 
-    def _truth(self, words: ObjectWords) -> dict[str, set[str]]:
+    def _truth(self, words: ObjectWords) -> dict[str, list[str]]:
         """The categories in each image, for the images that are asked about."""
         if self.objects is not None:
-            return _truth_from_objects(self.objects, self.limit, words)
+            return _truth_from_objects(self.objects, self.medium, self.limit, words)
         assert self.instances is not None  # _one_truth
-        return _truth_from_coco(self.instances, self.captions, self.limit, words)
+        truth = _truth_from_coco(self.instances, self.captions, self.limit, words)
+        return {name: sorted(objects) for name, objects in truth.items()}
+
+    def _read(self, file: str, answer: str | None, words: ObjectWords, truth: list[str]) -> Row:
+        """One item; `spans` are the characters of the answer that each of `mentioned` stands at."""
+        mentions = words.mentions(answer or "")
+        mentioned = [mention.category for mention in mentions]
+        row = {
+            "id": file,
+            self.medium: file,
+            "prompt": self.prompt,
+            "answer": answer,
+            "mentioned": mentioned,
+            "spans": [[mention.start, mention.end] for mention in mentions],
+            "hallucinated": [name for name in mentioned if name not in truth],
+            "truth": sorted(truth),
+            "recalled": sorted(set(truth).intersection(mentioned)),
+            "num_words": len((answer or "").split()),
+        }
+        if self.medium == "video":
+            row["pairs"], row["in_order"] = _order(mentioned, truth)
+        return row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,56 +247,52 @@ _PLURALS = (
 
 
 def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
-    """CHAIR_i, CHAIR_s, recall, length and mentions of the captions that there are.
+    """CHAIR_i, CHAIR_s, recall, length and mentions of the captions that there are; order of clips.
 
     chair_i = hallucinated mentions / mentions, chair_s = captions with one / captions,
     recall = objects of the image that are mentioned / objects of the image,
     num_words and mentions are means per caption. 0.0 where nothing is mentioned.
+    order = of every two objects of a clip that its caption mentions, those in the clip's order.
     """
     present = [row["answer"] is not None for row in items]
     mentioned = [len(row["mentioned"]) for row in items]
     hallucinated = [len(row["hallucinated"]) for row in items]
     recalled = [len(row["recalled"]) for row in items]
     truth = [len(row["truth"]) * there for row, there in zip(items, present, strict=True)]
-    return {
+    result = {
         "chair_i": ratio(hallucinated, mentioned),
         "chair_s": ratio([count > 0 for count in hallucinated], present),
         "recall": ratio(recalled, truth),
         "num_words": ratio([row["num_words"] for row in items], present),
         "mentions": ratio(mentioned, present),
     }
+    if all("pairs" in row for row in items):
+        pairs = [row["pairs"] for row in items]
+        result["order"] = ratio([row["in_order"] for row in items], pairs)
+    return result
 
 
-def _read(image: str, prompt: str, answer: str | None, truth: set[str], words: ObjectWords) -> Row:
-    """One item; `spans` are the characters of the answer that each of `mentioned` stands at."""
-    mentions = words.mentions(answer or "")
-    mentioned = [mention.category for mention in mentions]
-    return {
-        "id": image,
-        "image": image,
-        "prompt": prompt,
-        "answer": answer,
-        "mentioned": mentioned,
-        "spans": [[mention.start, mention.end] for mention in mentions],
-        "hallucinated": [name for name in mentioned if name not in truth],
-        "truth": sorted(truth),
-        "recalled": sorted(truth.intersection(mentioned)),
-        "num_words": len((answer or "").split()),
-    }
+def _order(mentioned: Sequence[str], truth: Sequence[str]) -> tuple[int, int]:
+    """Pairs of true objects that are mentioned, and those first mentioned in the truth's order."""
+    places = [mentioned.index(name) for name in truth if name in mentioned]
+    pairs = list(itertools.combinations(places, 2))
+    return len(pairs), sum(earlier < later for earlier, later in pairs)
 
 
-def _truth_from_objects(path: Path, limit: int | None, words: ObjectWords) -> dict[str, set[str]]:
-    truth: dict[str, set[str]] = {}
+def _truth_from_objects(
+    path: Path, medium: str, limit: int | None, words: ObjectWords
+) -> dict[str, list[str]]:
+    truth: dict[str, list[str]] = {}
     for where, row in read_jsonl(path):
-        image = text_field(row, "image", where)
+        file = text_field(row, medium, where)
         objects = row.get("objects")
         if not isinstance(objects, list):
             raise DataError("field objects is no list", where=where, got=repr(objects))
-        if image in truth:
-            raise DataError("image appears twice", where=where, got=image)
-        truth[image] = {words.known(name, where) for name in objects}
+        if file in truth:
+            raise DataError(f"{medium} appears twice", where=where, got=file)
+        truth[file] = list(dict.fromkeys(words.known(name, where) for name in objects))
     if not truth:
-        raise DataError("holds no images", where=str(path))
+        raise DataError(f"holds no {medium}s", where=str(path))
     return dict(itertools.islice(truth.items(), limit))
 
 

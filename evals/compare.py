@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evals import chair, pope
-from evals.base import Row, read_jsonl
+from evals.base import Row, read_jsonl, shown
 from evals.run import RESULTS
 from evals.stats import Interval, Ratio, mcnemar, paired_difference
 from mmalign import log
@@ -44,7 +44,8 @@ class Comparison:
 class _Rules:
     """How one benchmark is compared: metrics from rows, the fields of a row, the tests.
 
-    read: fields that a row must hold. same: those that must agree between the runs as well.
+    read: fields that a row must hold. same: those that must agree between the runs as well, beside
+    the picture or clip. compared: metrics with their tests; those that a suite lacks are left out.
     """
 
     metrics: Callable[[Sequence[Row]], dict[str, Ratio]]
@@ -57,7 +58,7 @@ _RULES = {
     "pope": _Rules(
         metrics=pope.metrics,
         read=("answer", "official", "strict", "correct_official"),
-        same=("image", "label"),
+        same=("label",),
         compared={
             "official/accuracy": "mcnemar",
             "official/f1": "bootstrap",
@@ -67,12 +68,13 @@ _RULES = {
     "chair": _Rules(
         metrics=chair.metrics,
         read=("answer", "mentioned", "spans", "hallucinated", "recalled", "num_words"),
-        same=("image", "truth"),
+        same=("truth",),
         compared={
             "chair_i": "bootstrap",
             "chair_s": "bootstrap",
             "recall": "bootstrap",
             "num_words": "bootstrap",
+            "order": "bootstrap",
         },
     ),
 }
@@ -121,10 +123,12 @@ def compare(
         _check_same(f"{a_dir} and {b_dir}, {key}", a_rows, b_rows, rules.same)
         a_items, b_items = list(a_rows.values()), [b_rows[name] for name in a_rows]
         a_metrics, b_metrics = rules.metrics(a_items), rules.metrics(b_items)
-        pictures = [row["image"] for row in a_items]
+        clusters = [shown(row) for row in a_items]
         for metric, test in rules.compared.items():
+            if metric not in a_metrics:
+                continue
             a, b = a_metrics[metric], b_metrics[metric]
-            result = paired_difference(a, b, pictures, samples=samples, seed=seed)
+            result = paired_difference(a, b, clusters, samples=samples, seed=seed)
             p_value = result.p_value
             if test == "mcnemar":
                 p_value = mcnemar(a.numerator, b.numerator)
@@ -180,6 +184,8 @@ def read_items(folder: Path, suite: Mapping[str, Any]) -> dict[str, Row]:
     items: dict[str, Row] = {}
     for where, row in read_jsonl(path):
         missing = [field for field in fields if field not in row]
+        if rules and not {"image", "video"} & row.keys():
+            missing.append("image")
         if missing:
             raise DataError(f"field {missing[0]} is missing", where=where, fix=_ANEW)
         items[row["id"]] = row
@@ -193,7 +199,8 @@ def _check_same(
     odd += [
         name
         for name in a_rows.keys() & b_rows.keys()
-        if any(a_rows[name][field] != b_rows[name][field] for field in same)
+        if shown(a_rows[name]) != shown(b_rows[name])
+        or any(a_rows[name][field] != b_rows[name][field] for field in same)
     ]
     if odd:
         raise DataError(

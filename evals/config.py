@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, field_validator
 
 from evals.chair import Chair
 from evals.pope import Pope
+from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 
 AnyBenchmark = Annotated[Pope | Chair, Field(discriminator="name")]
@@ -18,7 +19,8 @@ class EvalModel(Strict):
     """The checkpoint under test and how it is loaded.
 
     path: a local folder, or a hub name. adapter: a folder with a LoRA to merge in.
-    max_pixels: larger pictures are shrunk to this; give the value the model was trained with.
+    max_pixels: larger pictures are shrunk to this. frames: which frames of a clip the model sees.
+    Give both the values the model was trained with.
     """
 
     path: str
@@ -28,6 +30,7 @@ class EvalModel(Strict):
     attention: Literal["sdpa", "eager"] = "sdpa"
     trust_remote_code: bool = False
     max_pixels: PositiveInt | None = None
+    frames: FrameSampling = FrameSampling()
 
 
 class EvalRecipe(Strict):

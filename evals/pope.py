@@ -13,28 +13,26 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from evals.base import Row, Suite, check_known, read_jsonl, text_field
+from evals.base import OverMedia, Row, Suite, check_known, read_jsonl, text_field
 from evals.stats import Ratio, mean, ratio
 from mmalign.answers import YesNo, yes_no
-from mmalign.config import Strict
 from mmalign.errors import DataError
 from mmalign.generate.base import Request
-from mmalign.records import Media, user
 
 METHOD = "official: the released script's rule; strict: opens with yes or no, else unparsed"
 
 
-class Pope(Strict):
+class Pope(OverMedia):
     """One split of POPE, from a question file in its released format.
 
-    questions: JSON lines of question_id, image, text, label. images: the folder of the pictures.
+    questions: JSON lines of question_id, image, text, label; of video in place of image where the
+    questions are about clips. images or videos: the folder of the pictures, or of the clips.
     prompt: what is asked, with the place of the question. limit: only the first so many questions.
     """
 
     name: Literal["pope"] = "pope"
     split: str
     questions: Path
-    images: Path
     prompt: str = "{question}\nAnswer with a single word or phrase."
     limit: int | None = Field(default=None, ge=1)
     max_new_tokens: int = Field(default=16, ge=1)
@@ -54,25 +52,20 @@ class Pope(Strict):
     def requests(self) -> list[Request]:
         """One request per question, in the file's order."""
         return [
-            Request(
-                id=row["id"],
-                prompt=user(row["prompt"], images=1),
-                images=(Media(path=row["image"]),),
-                media_root=self.images,
-            )
-            for row in self._questions()
+            self.request(row["id"], row["prompt"], row[self.medium]) for row in self._questions()
         ]
 
     def score(self, answers: Mapping[str, str]) -> Suite:
         """Score answers by question id; a missing one is wrong under both readings."""
         questions = self._questions()
         check_known(answers, {row["id"] for row in questions}, self.key)
-        items = [_read(row, answers.get(row["id"])) for row in questions]
+        items = [_read(row, answers.get(row["id"]), self.medium) for row in questions]
         return Suite(
             key=self.key,
             benchmark=self.name,
             split=self.split,
             images=self.images,
+            videos=self.videos,
             method=METHOD,
             items=items,
             metrics=metrics(items),
@@ -80,11 +73,11 @@ class Pope(Strict):
         )
 
     def _questions(self) -> list[Row]:
-        rows = read_questions(self.questions)[: self.limit]
+        rows = read_questions(self.questions, self.medium)[: self.limit]
         return [
             {
                 "id": row["id"],
-                "image": row["image"],
+                self.medium: row[self.medium],
                 "prompt": self.prompt.replace("{question}", row["text"]),
                 "label": row["label"],
             }
@@ -156,8 +149,8 @@ def score_answers_file(questions: str | Path, answers: str | Path) -> dict[str, 
     }
 
 
-def read_questions(path: Path) -> list[Row]:
-    """The rows of a question file: id, image, text, label.
+def read_questions(path: Path, medium: str = "image") -> list[Row]:
+    """The rows of a question file: id, image (or another medium), text, label.
 
     Raises DataError, naming the line, on a broken row, a label other than yes and no, or an id
     that appears twice; and when there are no questions at all.
@@ -173,7 +166,7 @@ def read_questions(path: Path) -> list[Row]:
             raise DataError("label is wrong", where=where, got=row.get("label"), wanted="yes or no")
         rows[number] = {
             "id": number,
-            "image": text_field(row, "image", where),
+            medium: text_field(row, medium, where),
             "text": text_field(row, "text", where),
             "label": row["label"],
         }
@@ -182,13 +175,13 @@ def read_questions(path: Path) -> list[Row]:
     return list(rows.values())
 
 
-def _read(question: Row, answer: str | None) -> Row:
+def _read(question: Row, answer: str | None, medium: str) -> Row:
     label = question["label"]
     by_script = None if answer is None else official(answer)
     by_us = None if answer is None else yes_no(answer)
     return {
         "id": question["id"],
-        "image": question["image"],
+        medium: question[medium],
         "prompt": question["prompt"],
         "answer": answer,
         "label": label,

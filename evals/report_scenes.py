@@ -8,7 +8,10 @@ from typing import Any
 
 from evals.report import Report, suite_title
 from mmalign.errors import MediaError
-from mmalign.report.page import Card, Kind, Marked, Page, thumbnail
+from mmalign.report.page import Card, Kind, Marked, Page, Strip, thumbnail
+
+# Frames of a clip on its card, evenly spread.
+CLIP_FRAMES = 6
 
 
 def add_scenes(page: Page, report: Report) -> None:
@@ -37,7 +40,8 @@ def add_scenes(page: Page, report: Report) -> None:
         f"{len(shared) - len(fixed) - len(broken):,} as many. Below are the largest changes "
         "each way, not a random sample; what is not in the picture, or is wrong, is highlighted."
     )
-    root = Path(report.base.suites[key]["images"])
+    suite = report.base.suites[key]
+    root = Path(suite["videos"] if "videos" in suite else suite["images"])
     for verdict, ids in (("Fixed", fixed[:half]), ("Broken", broken[:half])):
         if ids:
             page.gallery([_card(verdict, id, items, root) for id in ids])
@@ -62,26 +66,42 @@ def _card(verdict: str, id: str, items: Mapping[str, dict[str, Any]], root: Path
     from mmalign.records import Media
 
     first = next(iter(items.values()))[id]
+    medium = "clip" if "video" in first else "picture"
     texts: list[tuple[str, str | Marked]] = []
     if "truth" in first:
-        texts.append(("in the picture", ", ".join(first["truth"]) or "none of the known objects"))
+        texts.append((f"in the {medium}", ", ".join(first["truth"]) or "none of the known objects"))
     if "label" in first:
         texts.append(("question", f"{first['prompt']} (right answer: {first['label']})"))
     for name, rows in items.items():
         row = rows[id]
         if "hallucinated" in row:
             absent = ", ".join(sorted(set(row["hallucinated"]))) or "nothing"
-            listed = (f"\nNot in the picture: {absent}.", "quiet")
+            listed = (f"\nNot in the {medium}: {absent}.", "quiet")
             texts.append((name, Marked((*_caption(row), listed))))
         else:
             wrong = Marked(((row["answer"], "bad" if _errors(row) else None),))
             texts.append((f"{name} · {'wrong' if _errors(row) else 'right'}", wrong))
     try:
-        pictures = [thumbnail(open_image(Media(path=first["image"]), root), max_side=320)]
+        if medium == "clip":
+            return Card(f"{verdict}: {id}", [], texts, strips=(_strip(first["video"], root),))
+        picture = open_image(Media(path=first["image"]), root)
+        return Card(f"{verdict}: {id}", [thumbnail(picture, max_side=320)], texts)
     except MediaError as error:
         # The scene is still worth reading without its picture, and the card says what is missing.
-        return Card(f"{verdict}: {id}", [], texts, f"The picture is not shown: {error}")
-    return Card(f"{verdict}: {id}", pictures, texts)
+        return Card(f"{verdict}: {id}", [], texts, f"The {medium} is not shown: {error}")
+
+
+def _strip(file: str, root: Path) -> Strip:
+    """Frames of a clip, evenly spread, with their times."""
+    from PIL import Image
+
+    from mmalign.clips import FrameSampling, open_clip
+    from mmalign.records import Media
+
+    clip = open_clip(Media(path=file), root, FrameSampling(num_frames=CLIP_FRAMES))
+    frames = (thumbnail(Image.fromarray(frame), max_side=160) for frame in clip.frames)
+    times = (f"{seconds:.2f} s" for seconds in clip.timestamps)
+    return Strip("clip", tuple(zip(frames, times, strict=True)))
 
 
 def _caption(row: Mapping[str, Any]) -> list[tuple[str, Kind | None]]:

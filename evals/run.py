@@ -19,12 +19,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evals.base import Benchmark, Suite, read_jsonl
+from evals.base import Benchmark, Suite, read_jsonl, shown
 from evals.config import EvalRecipe
 from evals.stats import intervals
 from mmalign import log
 from mmalign.errors import DataError, MediaError, ModelError
 from mmalign.generate.base import Generation, Generator, Request, Sampling
+from mmalign.records import Media
 from mmalign.store import write_atomically
 
 ANSWERS, MODEL, RESULTS = "answers.jsonl", "model.json", "results.json"
@@ -51,13 +52,14 @@ def evaluate(recipe: EvalRecipe, generator: Generator | None = None) -> Path:
     """Run a recipe and return its output folder. Without a generator, loads the recipe's model.
 
     Answers already there, from the same model to the same question with the same limits, are kept.
-    Questions whose picture cannot be read are scored as unanswered, and asked again next time.
+    Questions whose picture or clip cannot be read are unanswered, and are asked again next time.
     """
     asked = [(benchmark, benchmark.requests()) for benchmark in recipe.benchmarks]
-    for benchmark, _ in asked:
-        if not benchmark.images.is_dir():
+    for benchmark, requests in asked:
+        folder = requests[0].media_root
+        if folder is None or not folder.is_dir():
             raise DataError(
-                "the folder of pictures does not exist", where=benchmark.key, got=benchmark.images
+                f"the folder of {_kind(requests)}s does not exist", where=benchmark.key, got=folder
             )
     generator = generator or _load(recipe)
     fingerprint = _sha256([generator.name, recipe.model.model_dump(mode="json")])
@@ -125,10 +127,11 @@ def _finish(
         given = {name: answers[key] for name, key in keys.items()}
         texts = {name: answer.text for name, answer in given.items() if answer.text is not None}
         if not texts:
+            first = requests[0]
             raise DataError(
-                f"no picture of its {len(keys)} questions can be read",
+                f"no {_kind(requests)} of its {len(keys)} questions can be read",
                 where=benchmark.key,
-                fix=f"check that {benchmark.images} holds {requests[0].images[0].path}",
+                fix=f"check that {first.media_root} holds {_files(first)[0][0]}",
             )
         scored.append((benchmark.score(texts), given))
     (folder / RESULTS).unlink(missing_ok=True)
@@ -148,8 +151,8 @@ def _finish(
 
 
 def _summary(suite: Suite, recipe: EvalRecipe) -> dict[str, Any]:
-    pictures = [row["image"] for row in suite.items]
-    spread = intervals(suite.metrics, pictures, samples=recipe.bootstrap_samples, seed=recipe.seed)
+    clusters = [shown(row) for row in suite.items]
+    spread = intervals(suite.metrics, clusters, samples=recipe.bootstrap_samples, seed=recipe.seed)
     return {
         "key": suite.key,
         "benchmark": suite.benchmark,
@@ -158,7 +161,11 @@ def _summary(suite: Suite, recipe: EvalRecipe) -> dict[str, Any]:
         "num_items": len(suite.items),
         "num_unparsed": suite.num_unparsed,
         "num_missing": sum(row["answer"] is None for row in suite.items),
-        "images": str(suite.images.absolute()),
+        **{
+            name: str(folder.absolute())
+            for name, folder in (("images", suite.images), ("videos", suite.videos))
+            if folder is not None
+        },
         "metrics": {name: metric.value for name, metric in suite.metrics.items()},
         "intervals": {name: list(spread[name]) for name in suite.metrics},
         "items": _items(suite),
@@ -203,7 +210,7 @@ def _sampling(benchmark: Benchmark) -> Sampling:
 def _keys(benchmark: Benchmark, requests: Sequence[Request], fingerprint: str) -> dict[str, str]:
     """Request id to a key that changes with whatever may change the answer.
 
-    Pictures count by name and stated hash: the folder may move, its files should not change.
+    Media count by name and stated hash: the folder may move, its files should not change.
     """
     decoding = dataclasses.asdict(_sampling(benchmark))
     return {
@@ -214,13 +221,23 @@ def _keys(benchmark: Benchmark, requests: Sequence[Request], fingerprint: str) -
                 decoding,
                 request.id,
                 [dataclasses.asdict(message) for message in request.prompt],
-                [(image.path, image.sha256) for image in request.images],
+                _files(request),
                 request.prefill,
                 request.num_tokens,
             ]
         )
         for request in requests
     }
+
+
+def _kind(requests: Sequence[Request]) -> str:
+    return "clip" if requests[0].videos else "picture"
+
+
+def _files(request: Request) -> list[tuple[str | None, str | None]]:
+    """Name and stated hash of each picture and clip."""
+    media = [*request.images, *request.videos]
+    return [(m.path, m.sha256) if isinstance(m, Media) else (None, m.key) for m in media]
 
 
 def _recover(path: Path) -> dict[str, Answer]:
