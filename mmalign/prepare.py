@@ -159,19 +159,20 @@ class Preparer:
         self,
         prompt: Sequence[Message],
         images: Sequence[Media],
-        responses: Sequence[str],
+        responses: Sequence[str | None],
         media_root: Path | None,
         *,
         videos: Sequence[Media] = (),
         id: str = "",
     ) -> tuple[Condition, list[list[int]]]:
-        """A condition and its responses within the token limit.
+        """A condition and its responses within the token limit; None is the end of a turn alone.
 
         Order: fewer pixels, fewer frames, then shorter responses, then RowDropped("too_long").
         """
         make = partial(self.condition, prompt, images, media_root, videos=videos, id=id)
         condition = make()
-        ids = [self.response(prompt, text) for text in responses]
+        end = self.tokenizer.eos_token_id
+        ids = [[end] if text is None else self.response(prompt, text) for text in responses]
         limit = self.limits.max_tokens
         if limit is None:
             return condition, ids

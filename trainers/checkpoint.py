@@ -97,8 +97,7 @@ def save_model(accelerator: Accelerator, policy: Policy, scorer: nn.Module, path
         whole = accelerator.get_state_dict(scorer)
         if accelerator.is_main_process:
             weights = {name.removeprefix("model."): value for name, value in whole.items()}
-            policy.model.save_pretrained(str(path), state_dict=weights)  # type: ignore[operator]
-            policy.processor.save_pretrained(str(path))
+            policy.save(path, weights)
     elif accelerator.is_main_process:
         policy.save(path)
 

@@ -7,11 +7,14 @@ from pydantic import Field
 from mmalign.losses.dpo import DPO, IPO, Hinge, RationaleDPO
 from mmalign.losses.mm_dpo import MMDPO, MMDPOBatch
 from mmalign.losses.rdpo import MDPO, RDPO, RDPOCompetitor
+from mmalign.losses.reward import CritiqueReward, Reward
 from mmalign.losses.rrpo import RRPO, DPOWithKL
 from mmalign.losses.sft import SFT
 from mmalign.losses.wrappers import AnyPairLoss, Robust, SoftLabels
 
-Loss = Annotated[SFT | AnyPairLoss | SoftLabels | Robust, Field(discriminator="name")]
+Loss = Annotated[
+    SFT | AnyPairLoss | SoftLabels | Robust | CritiqueReward | Reward, Field(discriminator="name")
+]
 
 __all__ = [
     "DPO",
@@ -22,12 +25,14 @@ __all__ = [
     "RRPO",
     "SFT",
     "AnyPairLoss",
+    "CritiqueReward",
     "DPOWithKL",
     "Hinge",
     "Loss",
     "MMDPOBatch",
     "RDPOCompetitor",
     "RationaleDPO",
+    "Reward",
     "Robust",
     "SoftLabels",
 ]

@@ -25,6 +25,9 @@ class Need(StrEnum):
     KL = "kl"
     RATIONALE = "chosen_critique"
     P_TARGET = "p_target"
+    REWARD_HEAD = "reward_head"
+    # Of both responses; that of chosen alone has its own name.
+    CRITIQUES = "rejected_critique"
 
 
 class LossConfig(BaseModel):

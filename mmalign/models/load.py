@@ -12,7 +12,9 @@ from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.errors import ModelError
 from mmalign.log import quiet_libraries
+from mmalign.models import reward_head
 from mmalign.models.families import Family, family_of
+from mmalign.models.reward_head import RewardHeadConfig
 from mmalign.prepare import Preparer, TokenLimits
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ class ModelConfig(Strict):
     max_pixels: larger pictures, and frames of clips, are shrunk to this many pixels.
     frames: which frames of a clip the model sees.
     Both hold in building, training and evaluation alike.
+    reward_head: a fresh head for a reward model; a checkpoint's own is loaded without being asked.
     """
 
     path: str
@@ -60,6 +63,7 @@ class ModelConfig(Strict):
     lora: Lora | None = None
     train: TrainParts = TrainParts()
     gradient_checkpointing: bool = False
+    reward_head: RewardHeadConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +88,16 @@ class Policy:
         """The transformers processor."""
         return self.preparer.processor
 
-    def save(self, path: str | Path) -> None:
-        """Save as transformers or peft would: safetensors, config, processor."""
-        self.model.save_pretrained(str(path))  # type: ignore[operator]
+    def save(self, path: str | Path, weights: dict[str, Any] | None = None) -> None:
+        """Save as transformers or peft would: safetensors, config, processor.
+
+        weights: the whole state dict, where the model itself holds only a share of it.
+        """
+        self.model.save_pretrained(str(path), state_dict=weights)  # type: ignore[operator]
         self.processor.save_pretrained(str(path))
+        base = base_model(self.model)
+        if base is not self.model and reward_head.head_of(base) is not None:
+            reward_head.save_adapter_config(base.config, Path(path))
 
 
 def load_policy(
@@ -107,7 +117,8 @@ def load_policy(
         model = _with_lora(model, family, config)
     else:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(getattr(config.train, part_of(name, family)))
+            is_head = name.startswith(f"{reward_head.NAME}.")
+            parameter.requires_grad_(is_head or getattr(config.train, part_of(name, family)))
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     limits = limits or TokenLimits()
@@ -136,13 +147,14 @@ def load_model(config: ModelConfig, *, merge: bool = True) -> tuple[Any, Any]:
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         family_of(AutoConfig.from_pretrained(path, **hub))
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation=config.attention,
-            output_loading_info=True,
-            **hub,
-        )
+        with reward_head.known_to_transformers():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation=config.attention,
+                output_loading_info=True,
+                **hub,
+            )
         model, found = loaded
         processor = _processor(path, config.revision, config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
@@ -165,6 +177,7 @@ def load_model(config: ModelConfig, *, merge: bool = True) -> tuple[Any, Any]:
             got=f"{len(lost)} such tensors, {lost[0]} among them",
             fix="copy the checkpoint again, or correct its config.json",
         )
+    _add_head(model, config, path, adapter)
     if adapter is not None:
         model = _with_adapter(model, adapter)
         model = model.merge_and_unload() if merge else model
@@ -238,6 +251,25 @@ def lora_pattern(lora: Lora, family: Family) -> str:
     return rf".*language_model.*\.({'|'.join(lora.targets)})"
 
 
+def _add_head(model: Any, config: ModelConfig, path: str, adapter: str | None) -> None:
+    """Attach the reward head that the checkpoint or its adapter has, or the fresh one asked for."""
+    stored = reward_head.stored_config(model.config, f"{path}, config.json")
+    if stored is not None:
+        reward_head.attach(model, stored)
+        reward_head.fill(model, path, config.revision)
+    elif adapter is not None and (stored := reward_head.adapter_config(adapter)) is not None:
+        reward_head.attach(model, stored)  # Its weights come with the adapter's.
+    if config.reward_head is None:
+        return
+    if stored is not None:
+        raise ModelError(
+            "has a reward head already, and model.reward_head asks for a fresh one",
+            where=adapter or path,
+            fix="drop model.reward_head to go on with the head that is there",
+        )
+    reward_head.attach(model, config.reward_head)
+
+
 def _with_lora(model: Any, family: Family, config: ModelConfig) -> Any:
     from peft import LoraConfig, get_peft_model
 
@@ -256,9 +288,12 @@ def _with_lora(model: Any, family: Family, config: ModelConfig) -> Any:
         )
     targets = lora_pattern(config.lora, family)
     # Saved with the adapter, and given back when it is switched off.
-    whole = [m for m in ("vision", "projector") if getattr(config.train, m)]
-    if "vision" in whole and family.projector.startswith(f"{family.vision}."):
-        whole = ["vision"]
+    parts = [m for m in ("vision", "projector") if getattr(config.train, m)]
+    if "vision" in parts and family.projector.startswith(f"{family.vision}."):
+        parts = ["vision"]
+    whole = [getattr(family, name).split(".")[-1] for name in parts]
+    if reward_head.head_of(model) is not None:
+        whole.append(reward_head.NAME)
     try:
         model = get_peft_model(
             model,
@@ -267,7 +302,7 @@ def _with_lora(model: Any, family: Family, config: ModelConfig) -> Any:
                 lora_alpha=config.lora.alpha,
                 lora_dropout=config.lora.dropout,
                 target_modules=targets,
-                modules_to_save=[getattr(family, name).split(".")[-1] for name in whole] or None,
+                modules_to_save=whole or None,
                 base_model_name_or_path=config.path,
             ),
         )

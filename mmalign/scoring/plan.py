@@ -32,6 +32,7 @@ class Plan:
         video_order: which of them fills each place, in row order.
     source: [K] index into the R*S hidden states; target: [K] token ids; candidate, offset: [K],
         where each score goes in the [N, T] result.
+    last: [N] index into the R*S hidden states of each candidate's last token.
     mask: [N, T] bool, response tokens; marked: [N, T] bool, those in a differing phrase, or None.
     num_tokens: tokens that carry content, for throughput.
     """
@@ -50,6 +51,7 @@ class Plan:
     target: Tensor
     candidate: Tensor
     offset: Tensor
+    last: Tensor
     mask: Tensor
     marked: Tensor | None
     num_tokens: int
@@ -106,6 +108,7 @@ def make_plan(
     target: list[int] = []
     candidate: list[int] = []
     offset: list[int] = []
+    last = torch.zeros(len(batch.candidates), dtype=torch.long)
     for r, row in enumerate(rows):
         tokens = list(row.condition.prompt_ids)
         for index, response in row.branches:
@@ -117,6 +120,7 @@ def make_plan(
             target += response
             candidate += [index] * len(response)
             offset += range(len(response))
+            last[index] = start + len(response) - 1
             tokens += response
         input_ids[r, : len(tokens)] = torch.tensor(tokens)
         token_mask[r, : len(tokens)] = True
@@ -145,6 +149,7 @@ def make_plan(
         target=torch.tensor(target),
         candidate=torch.tensor(candidate),
         offset=torch.tensor(offset),
+        last=last,
         mask=mask,
         marked=_marked(batch, mask),
         num_tokens=int(token_mask.sum()),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmalign.models.families import Family
 from mmalign.models.load import base_model
+from mmalign.models.reward_head import head_of, rewards_of
 from mmalign.scores import Distributions, TokenScores
 from mmalign.scoring.logps import token_logps, token_logps_and_kl
 from mmalign.scoring.plan import Plan
@@ -34,12 +35,14 @@ class Scorer(nn.Module):
         *,
         competitor: bool = False,
         distributions: bool = False,
+        rewards: bool = False,
         against: Distributions | None = None,
         kl_of: Tensor | None = None,
     ) -> TokenScores:
         """Scores of every candidate of the plan, in candidate order, float32 nats.
 
-        competitor, distributions: also give TokenScores' fields of these names.
+        competitor, distributions, rewards: also give TokenScores' fields of these names; rewards
+            take a model with a reward head.
         against: the reference's distributions over the same plan; then `kl` is given for the
             candidates numbered in `kl_of`, [C] int64.
         """
@@ -65,8 +68,22 @@ class Scorer(nn.Module):
             marked=plan.marked,
             competitor_logps=None if competitors is None else _scatter(competitors, plan),
             kl=None if kl is None else _scatter(kl, plan),
+            rewards=self._rewards(hidden, plan) if rewards else None,
             distributions=self._distributions(head, states) if distributions else None,
         )
+
+    def rewards(self, plan: Plan) -> Tensor:
+        """Only the rewards of the plan's candidates, [N] float32: no vocabulary, for inference.
+
+        Not for a wrapped scorer, which synchronises its weights in `forward` alone.
+        """
+        body, _ = body_and_head(self.model)
+        return self._rewards(self._hidden(body, plan), plan)
+
+    def _rewards(self, hidden: Tensor, plan: Plan) -> Tensor:
+        head = head_of(base_model(self.model))
+        assert head is not None
+        return rewards_of(head, hidden.reshape(-1, hidden.shape[-1])[plan.last])
 
     def _with_kl(
         self, head: nn.Module, states: Tensor, plan: Plan, against: Distributions, kl_of: Tensor

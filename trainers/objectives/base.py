@@ -20,6 +20,7 @@ from mmalign.store import Dataset
 
 # The dataset columns that a loss can demand, and what makes each.
 PAIR_BUILDER = "a pair builder, such as `mmalign build configs/build/realign_coco.yaml`"
+CRITIQUE_BUILDER = "`mmalign build configs/build/critiques.yaml`, or an import of MM-RLHF"
 COLUMNS = {
     Need.REJECTED: PAIR_BUILDER,
     Need.CONTRAST: "`mmalign build configs/build/realign_coco.yaml`",
@@ -27,7 +28,8 @@ COLUMNS = {
     "annotators' scores",
     Need.SPANS: "`mmalign build configs/build/rrpo_video.yaml`, or another pair builder, which "
     "all mark the phrases that differ",
-    Need.RATIONALE: "`mmalign build configs/build/critiques.yaml`, or an import of MM-RLHF",
+    Need.RATIONALE: CRITIQUE_BUILDER,
+    Need.CRITIQUES: CRITIQUE_BUILDER,
 }
 
 
@@ -93,8 +95,11 @@ class Objective(Protocol):
 def objective_for(loss: Loss, preparer: Preparer, media_root: Path) -> Objective:
     """The objective whose batches hold what the loss reads."""
     from trainers.objectives.pair import PairObjective
+    from trainers.objectives.reward import RewardObjective
     from trainers.objectives.sft import SFTObjective
 
+    if Need.REWARD_HEAD in loss.needs:
+        return RewardObjective(preparer, media_root, critiques=Need.CRITIQUES in loss.needs)
     if Need.REJECTED not in loss.needs:
         return SFTObjective(preparer, media_root)
     return PairObjective(preparer, media_root, needs=loss.needs)
