@@ -7,17 +7,31 @@ from pathlib import Path
 from typing import get_args
 
 from data_builders.bdhs import BDHS
+from data_builders.critiques import Critiques
 from data_builders.crops import Crops
 from data_builders.digit_clips import DigitClips
 from data_builders.digit_scenes import DigitScenes
+from data_builders.expand_critiques import ExpandCritiques
 from data_builders.on_policy import OnPolicy
 from data_builders.realign import ReAlign
 from data_builders.rrpo_video import RRPOVideo
+from data_builders.score import Score
 from mmalign.config import apply_overrides, read_yaml, validate
 from mmalign.errors import ConfigError
 
 # Each is its own config, told apart by `name`, and has `output` and `build()`.
-AnyBuilder = BDHS | Crops | DigitClips | DigitScenes | OnPolicy | ReAlign | RRPOVideo
+AnyBuilder = (
+    BDHS
+    | Critiques
+    | Crops
+    | DigitClips
+    | DigitScenes
+    | ExpandCritiques
+    | OnPolicy
+    | ReAlign
+    | RRPOVideo
+    | Score
+)
 
 BUILDERS: dict[str, type[AnyBuilder]] = {
     kind.model_fields["name"].default: kind for kind in get_args(AnyBuilder)

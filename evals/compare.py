@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evals import chair, pope
+from evals import chair, pope, reward_bench
 from evals.base import Row, read_jsonl, shown
 from evals.run import RESULTS
 from evals.stats import Interval, Ratio, mcnemar, paired_difference
@@ -64,6 +64,12 @@ _RULES = {
             "official/f1": "bootstrap",
             "yes_ratio": "bootstrap",
         },
+    ),
+    "reward_bench": _Rules(
+        metrics=reward_bench.metrics,
+        read=("correct", "category"),
+        same=("image",),
+        compared={"acc": "mcnemar", "acc_plus": "bootstrap"},
     ),
     "chair": _Rules(
         metrics=chair.metrics,

@@ -9,10 +9,11 @@ from pydantic import Field, PositiveInt, field_validator
 
 from evals.chair import Chair
 from evals.pope import Pope
+from evals.reward_bench import RewardBench
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 
-AnyBenchmark = Annotated[Pope | Chair, Field(discriminator="name")]
+AnyBenchmark = Annotated[Pope | Chair | RewardBench, Field(discriminator="name")]
 
 
 class EvalModel(Strict):

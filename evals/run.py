@@ -21,6 +21,7 @@ from typing import Any
 
 from evals.base import Benchmark, Suite, read_jsonl, shown
 from evals.config import EvalRecipe
+from evals.reward_bench import RewardBench
 from evals.stats import intervals
 from mmalign import log
 from mmalign.errors import DataError, MediaError, ModelError
@@ -57,7 +58,8 @@ def evaluate(recipe: EvalRecipe, generator: Generator | None = None) -> Path:
     asked = [(benchmark, benchmark.requests()) for benchmark in recipe.benchmarks]
     for benchmark, requests in asked:
         folder = requests[0].media_root
-        if folder is None or not folder.is_dir():
+        by_path = any(isinstance(m, Media) and m.bytes is None for m in _media(requests[0]))
+        if by_path and (folder is None or not folder.is_dir()):
             raise DataError(
                 f"the folder of {_kind(requests)}s does not exist", where=benchmark.key, got=folder
             )
@@ -75,7 +77,8 @@ def evaluate(recipe: EvalRecipe, generator: Generator | None = None) -> Path:
             size = _BATCHES * recipe.batch_size
             chunks = [left[i : i + size] for i in range(0, len(left), size)]
             for chunk in log.progress(chunks, label=benchmark.key):
-                for request, made in _generate(generator, chunk, sampling):
+                answering = _answering(benchmark, generator)
+                for request, made in _generate(answering, chunk, sampling):
                     answer = Answer(
                         key=keys[request.id],
                         benchmark=benchmark.key,
@@ -136,7 +139,11 @@ def _finish(
         scored.append((benchmark.score(texts), given))
     (folder / RESULTS).unlink(missing_ok=True)
     for suite, given in scored:
-        rows = ({**row, "num_tokens": given[row["id"]].num_tokens} for row in suite.items)
+        # An item may be two requests, such as the two responses of a pair.
+        rows = (
+            {**row, "num_tokens": given[row["id"]].num_tokens} if row["id"] in given else row
+            for row in suite.items
+        )
         write_atomically(folder / _items(suite), "".join(map(_line, rows)))
     results = {
         "name": recipe.name,
@@ -234,9 +241,26 @@ def _kind(requests: Sequence[Request]) -> str:
     return "clip" if requests[0].videos else "picture"
 
 
+def _media(request: Request) -> list[Any]:
+    return [*request.images, *request.videos]
+
+
+def _answering(benchmark: Benchmark, generator: Generator) -> Generator:
+    """What answers a benchmark: the model's words, or for a reward benchmark its rewards."""
+    if not isinstance(benchmark, RewardBench):
+        return generator
+    from mmalign.generate.local import LocalGenerator
+    from mmalign.reward import RewardModel
+
+    if not isinstance(generator, LocalGenerator):
+        return generator
+    model = RewardModel(generator.policy, name=generator.name, batch_size=generator.batch_size)
+    return benchmark.answering(model)
+
+
 def _files(request: Request) -> list[tuple[str | None, str | None]]:
     """Name and stated hash of each picture and clip."""
-    media = [*request.images, *request.videos]
+    media = _media(request)
     return [(m.path, m.sha256) if isinstance(m, Media) else (None, m.key) for m in media]
 
 
