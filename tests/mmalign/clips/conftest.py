@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from mmalign.decoders import pyav
 
 Write = Callable[..., Path]
 
@@ -106,3 +109,37 @@ def decoded() -> Callable[[Path], np.ndarray]:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
 
     return decode
+
+
+@pytest.fixture
+def num_decoded(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many frames PyAV has handed out since it was asked last."""
+
+    seen = []
+    real = pyav.opened_by_pyav
+
+    class Counting:
+        def __init__(self, container):
+            self.container = container
+
+        def __getattr__(self, name):
+            return getattr(self.container, name)
+
+        def decode(self, stream):
+            for frame in self.container.decode(stream):
+                seen.append(frame.pts)
+                yield frame
+
+    @contextmanager
+    def opened_by_pyav(source):
+        with real(source) as (container, stream):
+            yield Counting(container), stream
+
+    monkeypatch.setattr(pyav, "opened_by_pyav", opened_by_pyav)
+
+    def count() -> int:
+        number = len(seen)
+        seen.clear()
+        return number
+
+    return count

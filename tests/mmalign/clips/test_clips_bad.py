@@ -105,6 +105,15 @@ def test_broken_data_between_good(write):
         opened(path, sampling=FrameSampling(num_frames=40))
 
 
+def test_a_broken_frame_among_the_kept_ones(write):
+    """A transport stream has no index that would tell that its end is missing."""
+    path = write("a.ts", codec="mpeg2video", noisy=True)
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 6 // 10])
+    with pytest.raises(MediaError, match=r"is damaged; got a broken frame \d+"):
+        opened(path, sampling=FrameSampling(fps=25))
+
+
 def test_an_empty_file_and_empty_bytes(tmp_path):
     (tmp_path / "a.mp4").touch()
     for media in (Media(path="a.mp4"), Media(path="a.mp4", bytes=b"")):
