@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import NonNegativeFloat
+from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
 from mmalign.losses.base import Need, PairLoss, dpo_term, logratios, margins
@@ -60,7 +60,7 @@ class RDPOCompetitor(PairLoss):
 
     name: Literal["rdpo_competitor"] = "rdpo_competitor"
     visual_weight: NonNegativeFloat = 1.0
-    sft_weight: Literal[0.0] = 0.0
+    sft_weight: NonNegativeFloat = Field(default=0.0, le=0)  # the released code has no such term
     own_needs: ClassVar[frozenset[Need]] = RDPO.own_needs | {Need.COMPETITOR}
 
     def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:

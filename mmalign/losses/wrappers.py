@@ -27,7 +27,7 @@ class SoftLabels(LossConfig):
 
     L = p * l(chosen over rejected) + (1 - p) * l(rejected over chosen),  p = p_target,
     l the pair loss `of`. For DPO that is DPO + (1 - p) * beta * margin: p = 1 is DPO itself, and
-    p = 0.5 has its minimum at margin 0. Terms that do not depend on the label (KL, SFT, visual) stay.
+    p = 0.5 has its minimum at margin 0. What does not depend on the label (KL, SFT, visual) stays.
     Conservative DPO (arXiv 2307.15217's note), CREAM and self-annotation differ only in where p
     comes from.
     """

@@ -133,7 +133,7 @@ def _onevision_tokens(inputs: ImageInputs, config: Any) -> int:
 
     side = config.vision_config.image_size // config.vision_config.patch_size
     height, width = inputs["image_sizes"][0].tolist()
-    best = select_best_resolution([height, width], config.image_grid_pinpoints)
+    best = select_best_resolution((height, width), config.image_grid_pinpoints)
     rows, columns = (n // config.vision_config.image_size * side for n in best)
     if width / height > columns / rows:
         rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2

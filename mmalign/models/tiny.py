@@ -321,7 +321,10 @@ def _onevision(config: TinyModel) -> tuple[Any, Any]:
     # A picture is seen whole and in tiles; these shapes of tiles are offered.
     pinpoints = [[side, side], [side, 2 * side], [2 * side, side], [2 * side, 2 * side]]
     size = {"height": side, "width": side}
-    pixels = {"image_mean": [config.pixel_mean] * 3, "image_std": [config.pixel_std] * 3}
+    pixels: dict[str, Any] = {
+        "image_mean": [config.pixel_mean] * 3,
+        "image_std": [config.pixel_std] * 3,
+    }
     vision = SiglipVisionConfig(
         hidden_size=config.vision.hidden,
         intermediate_size=config.vision.mlp,

@@ -86,7 +86,7 @@ class Scorer(nn.Module):
         return rewards_of(head, hidden.reshape(-1, hidden.shape[-1])[plan.last])
 
     def _with_kl(
-        self, head: nn.Module, states: Tensor, plan: Plan, against: Distributions, kl_of: Tensor
+        self, head: Any, states: Tensor, plan: Plan, against: Distributions, kl_of: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of every response token, and the KL at those of `kl_of`: [K] each."""
         measured = torch.isin(plan.candidate, kl_of)
