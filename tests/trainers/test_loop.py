@@ -223,11 +223,11 @@ def test_rows_that_cannot_be_used_are_counted_and_named_before_the_first_step(
     made = recipe(data={"path": str(tmp_path / "data")}, optim={"steps": 2})
     list(train(made))
     started = json.loads((made.run.output / "start.json").read_text())["survey"]
-    assert started["dropped"] == {"unreadable_image": ["row-6"], "tie_or_reversed": ["row-7"]}
+    assert started["dropped"] == {"unreadable_media": ["row-6"], "tie_or_reversed": ["row-7"]}
     assert started["rows"] == [0, 1, 2, 3, 4, 5]
     summary = json.loads((made.run.output / "run.json").read_text())
     assert summary["rows"] == 6
-    assert summary["dropped"] == {"unreadable_image": 1, "tie_or_reversed": 1}
+    assert summary["dropped"] == {"unreadable_media": 1, "tie_or_reversed": 1}
 
 
 def test_no_usable_row_is_an_error_that_counts_the_reasons(recipe, tmp_path):

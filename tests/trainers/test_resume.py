@@ -272,7 +272,7 @@ def test_replaced_pictures_are_refused(by_path):
     made, media = by_path
     stop_after_first_checkpoint(made)
     (media / "0.png").write_bytes((media / "1.png").read_bytes())
-    with pytest.raises(TrainingError, match=r"/data: the pictures changed since this run began"):
+    with pytest.raises(TrainingError, match=r"/data: the media changed since this run began"):
         list(train(made))
 
 
@@ -293,7 +293,7 @@ def test_replaced_pictures_are_surveyed_and_scored_again_before_the_first_checkp
     assert found[1][1] != found[2][1]
     (media / "0.png").write_bytes(b"no picture")
     next(train(run))
-    assert json.loads(files[0].read_text())["survey"]["dropped"] == {"unreadable_image": ["row-0"]}
+    assert json.loads(files[0].read_text())["survey"]["dropped"] == {"unreadable_media": ["row-0"]}
 
 
 def test_two_runs_in_one_folder_are_refused(recipe, tmp_path: Path):
