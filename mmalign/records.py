@@ -1,7 +1,6 @@
-"""The record kinds, their Arrow schemas, and the checks a row must pass.
+"""The record kinds, their Arrow schemas (derived from them), and the checks a row must pass.
 
-A record is what builders write and trainers and evals read. Text is tokenizer-free: spans are
-character offsets. Schemas are derived from the dataclasses below, so that there is one definition.
+Builders write records, trainers and evals read them. Spans are characters, not tokens.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ class Preference:
 
     `contrast_images` is the image under which the chosen answer is wrong (Re-Align's retrieved
     image). `score_gap` is an outside annotator's chosen minus rejected score. `p_target` is the
-    probability that chosen is the better one: 1.0 by default, 0.5 for a tie.
+    probability that chosen is the better one, 0.5 for a tie; `weight` multiplies the row's loss.
     """
 
     id: str
@@ -259,7 +258,7 @@ def check(record: Record) -> Iterator[Problem]:
         case Verifiable() if not record.answer.strip():
             yield Problem(column="answer", what="is empty", fix="drop the row")
         case Example() if record.answer is not None and not record.answer.strip():
-            yield Problem(column="answer", what="is empty", fix="use null where no answer is known")
+            yield Problem(column="answer", what="is empty", fix="use null where none is known")
 
 
 def _check_prompt(record: Example | Preference | Ranking | Verifiable) -> Iterator[Problem]:
