@@ -43,6 +43,7 @@ def test_layouts_agree_on_cuda(path, autocast, tolerance):
             policy.family,
             layout,
             image_token_id=policy.preparer.image_token_id,
+            video_token_id=policy.preparer.video_token_id,
             pad_token_id=policy.preparer.tokenizer.pad_token_id,
         ).to("cuda")
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
