@@ -1,22 +1,22 @@
 """Rewards of a trained reward model, written into a dataset of pairs or of rankings.
 
 A preference gets score_gap = r(chosen) - r(rejected), which MM-DPO trains with; a ranking gets a
-score for every response. All else stays. Critiques that the model writes to judge by are kept where
-a row has none.
+score for every response. What the model cannot be asked about is dropped; all else stays, and
+critiques that the model wrote to judge by may be kept where a row has none.
 
 Launch: mmalign build configs/build/score_pairs.yaml
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 
-from mmalign.config import Strict
+from data_builders.base import Builder, Source
 from mmalign.errors import DataError
 from mmalign.jobs import Outcome, run_job
 from mmalign.log import get_logger
@@ -24,7 +24,7 @@ from mmalign.models.load import ModelConfig
 from mmalign.prepare import RowDropped
 from mmalign.records import Preference, Ranking, kind_name
 from mmalign.reward import Critics, Judged, Judgement
-from mmalign.store import MANIFEST, open_dataset, read_manifest
+from mmalign.store import open_dataset, read_manifest
 
 if TYPE_CHECKING:
     from mmalign.reward import RewardModel
@@ -35,16 +35,20 @@ Scorable = Preference | Ranking
 logger = get_logger("data_builders.score")
 
 
-class Score(Strict):
-    """Settings of the builder. `model` is a reward model; `critics` says what it judges by."""
+class Score(Builder):
+    """Settings of the builder. `source` is a dataset of preferences or of rankings.
+
+    model: a reward model. critics: what it judges by.
+    keep_critiques: whether critiques that it wrote go into rows that have none, the first of
+        several. Its own words are no ground truth: train on them knowingly.
+    """
 
     name: Literal["score"] = "score"
-    source: Path
-    output: Path
+    source: Path  # type: ignore[assignment] # no folder of pictures holds responses
     model: ModelConfig
     critics: Critics = Critics()
+    keep_critiques: bool = False
     batch_size: PositiveInt = 16
-    shard_rows: PositiveInt = 256
 
     def build(self) -> Path:
         """Load the reward model and build the dataset; returns its directory."""
@@ -64,21 +68,17 @@ class Score(Strict):
     def build_with(self, model: RewardModel) -> Path:
         """Build with a model that is loaded already."""
         dataset = open_dataset(self.source)
-        work = _Scoring(config=self, model=model, media_root=dataset.media_root)
-        run_job(
-            list(dataset),
-            work.make,
+        source = Source(examples=[], media_root=dataset.media_root)
+        manifest = run_job(
+            sorted(dataset, key=lambda row: row.id)[: self.limit],
+            _Scoring(config=self, model=model, media_root=dataset.media_root).make,
             self.output,
             dataset.kind,
             shard_rows=self.shard_rows,
-            builder=self.name,
-            builder_version=VERSION,
-            config=self.model_dump(mode="json", exclude={"output"}),
-            seed=self.critics.seed,
-            model={"reward": model.name, "source": dataset.manifest.content_hash},
-            media_root=str(dataset.media_root),
+            shard=self.shard_of,
+            **self.manifest(source, VERSION, reward_model=model.name),
         )
-        if dataset.kind is Preference and (self.output / MANIFEST).exists():
+        if manifest is not None and dataset.kind is Preference:
             gaps = open_dataset(self.output, Preference).column("score_gap")
             agreed = sum(gap > 0 for gap in gaps)
             logger.info("%s: %d of %d pairs ranked as labelled", self.output, agreed, len(gaps))
@@ -87,46 +87,35 @@ class Score(Strict):
 
 @dataclass(kw_only=True)
 class _Scoring:
-    """The work function of the job."""
+    """The work function of the job, with the model that it needs."""
 
     config: Score
     model: RewardModel
     media_root: Path
 
     def make(self, rows: list[Any]) -> list[Outcome]:
-        """One outcome per row; all responses of a chunk are judged together."""
-        outcomes: dict[str, Outcome] = {}
-        judged = self._judged(rows, outcomes)
-        for row in rows:
-            if row.id not in outcomes:
-                record = _scored(row, judged[row.id])
-                outcomes[row.id] = Outcome(id=row.id, record=record, reason="accepted")
-        return [outcomes[row.id] for row in rows]
+        """One outcome per row, in order; all responses of a chunk are judged together.
 
-    def _judged(
-        self, rows: Sequence[Scorable], outcomes: dict[str, Outcome]
-    ) -> dict[str, list[Judged]]:
-        """Judgements by row, in the order of its responses.
-
-        A chunk with a row that the model cannot be asked about is judged row by row, and that row
-        is dropped.
+        A chunk with a row that the model cannot be asked about is halved until that row is alone.
         """
         items = [self._items(row) for row in rows]
         try:
-            found = self.model.judge([item for some in items for item in some], self.config.critics)
+            judged = iter(
+                self.model.judge(
+                    [item for some in items for item in some],
+                    self.config.critics,
+                    seed=self.config.seed,
+                )
+            )
         except RowDropped as drop:
             if len(rows) == 1:
-                reason = f"dropped:{drop.reason}"
-                outcomes[rows[0].id] = Outcome(id=rows[0].id, reason=reason, detail=str(drop))
-                return {}
+                return [Outcome(id=rows[0].id, reason=f"dropped:{drop.reason}", detail=str(drop))]
             half = len(rows) // 2
-            first = self._judged(rows[:half], outcomes)
-            return first | self._judged(rows[half:], outcomes)
-        result, start = {}, 0
-        for row, some in zip(rows, items, strict=True):
-            result[row.id] = found[start : start + len(some)]
-            start += len(some)
-        return result
+            return self.make(rows[:half]) + self.make(rows[half:])
+        return [
+            self._outcome(row, [next(judged) for _ in some])
+            for row, some in zip(rows, items, strict=True)
+        ]
 
     def _items(self, row: Scorable) -> list[Judgement]:
         return [
@@ -142,26 +131,38 @@ class _Scoring:
             for number, (response, critique) in enumerate(_responses(row))
         ]
 
+    def _outcome(self, row: Scorable, judged: Sequence[Judged]) -> Outcome:
+        written = [
+            one.critiques[0] if one.critiques and self.config.keep_critiques else None
+            for one in judged
+        ]
+        changes: dict[str, Any] = dict(self._media(row))
+        if isinstance(row, Ranking):
+            changes["responses"] = tuple(
+                replace(response, score=one.reward, critique=response.critique or text)
+                for response, one, text in zip(row.responses, judged, written, strict=True)
+            )
+        else:
+            changes["score_gap"] = judged[0].reward - judged[1].reward
+            changes["chosen_critique"] = row.chosen_critique or written[0]
+            changes["rejected_critique"] = row.rejected_critique or written[1]
+        cut = any(one.num_cut for one in judged)
+        return Outcome(
+            id=row.id,
+            record=replace(row, **changes),
+            reason="accepted:critique_cut" if cut else "accepted",
+        )
+
+    def _media(self, row: Scorable) -> Iterator[tuple[str, Any]]:
+        columns = ["images", "videos"]
+        if isinstance(row, Preference):
+            columns += ["contrast_images", "contrast_videos"]
+        for column in columns:
+            yield column, self.config.stored(getattr(row, column), self.media_root)
+
 
 def _responses(row: Scorable) -> list[tuple[str, str | None]]:
     """(response, critique) of each response of a row."""
     if isinstance(row, Ranking):
         return [(response.text, response.critique) for response in row.responses]
     return [(row.chosen, row.chosen_critique), (row.rejected, row.rejected_critique)]
-
-
-def _scored(row: Scorable, judged: Sequence[Judged]) -> Scorable:
-    """The row with what was found, and with the model's critiques where it has none."""
-    written = [one.critiques[0] if one.critiques else None for one in judged]
-    if isinstance(row, Ranking):
-        responses = tuple(
-            replace(response, score=one.reward, critique=response.critique or text)
-            for response, one, text in zip(row.responses, judged, written, strict=True)
-        )
-        return replace(row, responses=responses)
-    return replace(
-        row,
-        score_gap=judged[0].reward - judged[1].reward,
-        chosen_critique=row.chosen_critique or written[0],
-        rejected_critique=row.rejected_critique or written[1],
-    )

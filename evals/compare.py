@@ -67,8 +67,8 @@ _RULES = {
     ),
     "reward_bench": _Rules(
         metrics=reward_bench.metrics,
-        read=("correct", "category"),
-        same=("image",),
+        read=("answer", "correct", "category", "num_written", "num_cut"),
+        same=("image", "question"),
         compared={"acc": "mcnemar", "acc_plus": "bootstrap"},
     ),
     "chair": _Rules(

@@ -78,6 +78,10 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("recall", "recall", "higher"),
         Metric("num_words", "words", percent=False),
     ),
+    "reward_bench": (
+        Metric("acc", "Acc", "higher"),
+        Metric("acc_plus", "Acc+", "higher"),
+    ),
     "pope": (
         Metric("official/accuracy", "accuracy", "higher"),
         Metric("official/f1", "F1", "higher"),

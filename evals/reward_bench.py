@@ -1,14 +1,14 @@
 """A reward model's accuracy: does it give the chosen response the higher reward?
 
-    Acc   share of pairs with r(chosen) > r(rejected); a tie is wrong
-    Acc+  share of questions of which every pair is right
+    acc       share of pairs with r(chosen) > r(rejected); equal rewards are wrong
+    acc_plus  share of questions of which every pair is right
 
 (MM-RLHF-RewardBench, arXiv 2502.10391.) A pair's question is its id in the official file; in a
-dataset of ours, its id up to the last "/". Where critiques come from is part of the result: with
+dataset of ours, what the pair was made of. Where critiques come from is part of the result: with
 given ones the verdict may stand in the text, so `self` is what the model can do.
 
-Deviations from the released script: a category's Acc+ counts the same questions above and below the
-line, where the script's two counts differ for paths that hold two categories' names.
+Deviation from the released script: a category's acc_plus counts the same questions above and below
+the line, where the script's two counts differ for paths that hold two categories' names.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from evals.base import Row, Suite, check_known, read_jsonl, text_field
+from evals.frames import with_frames
 from evals.stats import Ratio, mean, ratio
 from mmalign.config import Strict
 from mmalign.errors import DataError
 from mmalign.generate.base import Generation, Request, Sampling
-from mmalign.records import Media, Preference, user
+from mmalign.media import media_key
+from mmalign.records import Media, Origin, Preference, user
 from mmalign.reward import Critics, CritiqueSource, Judgement
 from mmalign.store import MANIFEST, open_dataset
 
@@ -36,8 +38,7 @@ if TYPE_CHECKING:
 # The first of these that a path holds is its category, in the released script's order.
 CATEGORIES = ("mcq", "long", "short", "safety", "video")
 SIDES = ("chosen", "rejected")
-FRAMES = 10  # of a clip that is a folder of frames, as the released loader takes them
-METHOD = "Acc: pairs with the higher reward for chosen; Acc+: questions with every pair right"
+METHOD = "acc: pairs with the higher reward for chosen; acc_plus: questions with every pair right"
 
 
 class RewardBench(Strict):
@@ -46,10 +47,14 @@ class RewardBench(Strict):
     data: a dataset folder of preferences, or MM-RLHF-RewardBench's own JSON lines (id, prompt,
         image or video, chosen, rejected, chosen_reason, rejected_reason). media_root: where the
         paths of the latter start; by default the file's folder.
-    critiques: written by the model itself, `given` with the pairs, or `none`.
+    split: a name of your own, where two suites would share a key.
+    critiques: written by the model itself, `given` with the pairs, or `none`; num_critics and
+        max_new_tokens are of its own, as in mmalign.reward.Critics.
+    limit: only the first so many pairs.
     """
 
     name: Literal["reward_bench"] = "reward_bench"
+    split: str | None = None
     data: Path
     media_root: Path | None = None
     critiques: CritiqueSource = "self"
@@ -57,13 +62,30 @@ class RewardBench(Strict):
     max_new_tokens: PositiveInt = 1024
     limit: int | None = Field(default=None, ge=1)
 
+    @model_validator(mode="after")
+    def _only_own_critics_are_several(self) -> RewardBench:
+        self.critics()
+        return self
+
     @property
     def key(self) -> str:
-        """`reward_bench-<critiques>`."""
-        return f"{self.name}-{self.critiques}"
+        """`reward_bench-<split>-<critiques>`, and the number of critics where it is not one."""
+        number = str(self.num_critics) if self.num_critics > 1 else None
+        return "-".join(filter(None, (self.name, self.split, self.critiques, number)))
+
+    def critics(self) -> Critics:
+        """Where critiques come from."""
+        return Critics(
+            critiques=self.critiques,
+            num_critics=self.num_critics,
+            max_new_tokens=self.max_new_tokens,
+        )
 
     def requests(self) -> list[Request]:
-        """Two for each pair; the response to be judged is the prefill, with its critique."""
+        """Two for each pair; the response to be judged is the prefill, with its critique if given.
+
+        Raises DataError where critiques are to be given and a pair lacks one.
+        """
         root = self._root()
         return [
             Request(
@@ -72,23 +94,21 @@ class RewardBench(Strict):
                 images=pair.images,
                 videos=pair.videos,
                 media_root=root,
-                prefill=json.dumps(
-                    [getattr(pair, side), getattr(pair, f"{side}_critique"), self.num_critics]
-                ),
+                prefill=json.dumps([getattr(pair, side), self._critique(pair, side)]),
             )
             for pair in self._pairs()
             for side in SIDES
         ]
 
     def score(self, answers: Mapping[str, str]) -> Suite:
-        """Score rewards, as texts, by request id; a pair with a missing one is wrong."""
+        """Score what RewardAnswers gave, by request id; a pair without a reward is wrong."""
         pairs = self._pairs()
         check_known(answers, {f"{pair.id}/{side}" for pair in pairs for side in SIDES}, self.key)
         items = [_item(pair, answers) for pair in pairs]
         return Suite(
             key=self.key,
             benchmark=self.name,
-            split=self.critiques,
+            split=self.split,
             images=self._root(),
             method=METHOD,
             items=items,
@@ -98,12 +118,19 @@ class RewardBench(Strict):
 
     def answering(self, model: RewardModel) -> RewardAnswers:
         """The model, as what answers this benchmark's requests."""
-        critics = Critics(
-            critiques=self.critiques,
-            num_critics=self.num_critics,
-            max_new_tokens=self.max_new_tokens,
-        )
-        return RewardAnswers(model, critics)
+        return RewardAnswers(model, self.critics())
+
+    def _critique(self, pair: Preference, side: str) -> str | None:
+        if self.critiques != "given":
+            return None
+        critique: str | None = getattr(pair, f"{side}_critique")
+        if not (critique or "").strip():
+            raise DataError(
+                f"no critique of the {side} response is there to be given",
+                where=f"{self.data}, {pair.id}",
+                fix="use critiques: self or none",
+            )
+        return critique
 
     def _root(self) -> Path:
         if (self.data / MANIFEST).exists():
@@ -111,13 +138,16 @@ class RewardBench(Strict):
         return self.media_root or self.data.parent
 
     def _pairs(self) -> list[Preference]:
-        if (self.data / MANIFEST).exists():
-            return list(open_dataset(self.data, Preference))[: self.limit]
-        return _official(self.data, self._root())[: self.limit]
+        if not self.data.is_dir():
+            return _official(self.data)[: self.limit]
+        pairs = list(open_dataset(self.data, Preference))[: self.limit]
+        if not pairs:
+            raise DataError("holds no pair", where=str(self.data))
+        return pairs
 
 
 class RewardAnswers:
-    """A reward model behind the generator's protocol: the text that comes back is the reward."""
+    """A reward model behind the generator's protocol: what comes back is the reward, as JSON."""
 
     def __init__(self, model: RewardModel, critics: Critics) -> None:
         self.model, self.critics = model, critics
@@ -128,25 +158,34 @@ class RewardAnswers:
         return self.model.name
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
-        """The reward of each request's response."""
+        """The reward of each request's response, with the critiques it was read after."""
         items = []
         for request in requests:
-            response, critique, _ = json.loads(request.prefill)
+            response, critique = json.loads(request.prefill)
+            request = with_frames(request, self.model.policy.family)
             items.append(
                 Judgement(
                     id=request.id,
                     prompt=request.prompt,
                     response=response,
                     images=request.images,
-                    videos=request.videos,  # type: ignore[arg-type]
+                    videos=request.videos,
                     media_root=request.media_root,
                     critique=critique,
                 )
             )
+        own = self.critics.critiques == "self"
         return [
             Generation(
                 id=judged.id,
-                text=repr(judged.reward),
+                text=json.dumps(
+                    {
+                        "reward": judged.reward,
+                        "critiques": judged.critiques,
+                        "num_written": len(judged.critiques) if own else 0,
+                        "num_cut": judged.num_cut,
+                    }
+                ),
                 num_tokens=judged.num_tokens,
                 finished=not judged.num_cut,
             )
@@ -155,52 +194,85 @@ class RewardAnswers:
 
 
 def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
-    """acc and acc_plus, over all and for each category."""
+    """acc and acc_plus, over all and for each category; cut_rate of critiques the model wrote."""
     result = {"acc": mean([row["correct"] for row in items]), "acc_plus": _acc_plus(items)}
     for category in CATEGORIES:
-        some = [row if row["category"] == category else None for row in items]
-        if any(some):
-            inside = [row is not None for row in some]
-            right = [row is not None and row["correct"] for row in some]
+        inside = [row["category"] == category for row in items]
+        if any(inside):
+            right = [row["correct"] and row["category"] == category for row in items]
             result[f"acc/{category}"] = ratio(right, inside)
             result[f"acc_plus/{category}"] = _acc_plus(items, category)
+    if any(row["num_written"] for row in items):
+        cut = [row["num_cut"] for row in items]
+        result["cut_rate"] = ratio(cut, [row["num_written"] for row in items])
     return result
 
 
 def _acc_plus(items: Sequence[Row], category: str | None = None) -> Ratio:
     """Every question counts once, at its first pair in the category."""
-    rows = [row for row in items if category is None or row["category"] == category]
-    wrong = {row["image"] for row in rows if not row["correct"]}
+    inside = [category is None or row["category"] == category for row in items]
+    rows = [row for row, here in zip(items, inside, strict=True) if here]
+    wrong = {row["question"] for row in rows if not row["correct"]}
     numerator, denominator = np.zeros(len(items)), np.zeros(len(items))
     seen: set[str] = set()
     for place, row in enumerate(items):
-        inside = category is None or row["category"] == category
-        if inside and row["image"] not in seen:
-            seen.add(row["image"])
+        if inside[place] and row["question"] not in seen:
+            seen.add(row["question"])
             denominator[place] = 1
-            numerator[place] = row["image"] not in wrong
+            numerator[place] = row["question"] not in wrong
     return ratio(numerator, denominator)
 
 
 def _item(pair: Preference, answers: Mapping[str, str]) -> Row:
-    """One pair; `image` names its question, whose pairs are drawn together in intervals."""
-    found = [answers.get(f"{pair.id}/{side}") for side in SIDES]
-    chosen, rejected = (None if text is None else float(text) for text in found)
+    """One pair. `image` names what it shows, whose pairs are drawn together in intervals."""
+    names = [f"{pair.id}/{side}" for side in SIDES]
+    found = [_read(answers[name], name) if name in answers else None for name in names]
+    chosen, rejected = (None if one is None else one["reward"] for one in found)
     known = chosen is not None and rejected is not None
-    paths = [media.path or "" for media in (*pair.images, *pair.videos)]
-    place = f"{pair.id} {' '.join(paths)}"
+    media = [*pair.images, *pair.videos]
+    place = " ".join(one.path or "" for one in media).strip() or pair.id
     return {
         "id": pair.id,
-        "image": pair.id.rpartition("/")[0] or pair.id,
+        "requests": names,
+        "question": _question(pair),
+        "image": media_key(media[0]) if media else _question(pair),
         "category": next((name for name in CATEGORIES if name in place), None),
         "answer": f"{chosen:.4f} against {rejected:.4f}" if known else None,
         "chosen_reward": chosen,
         "rejected_reward": rejected,
-        "correct": known and chosen > rejected,  # type: ignore[operator]
+        "chosen_critiques": found[0]["critiques"] if found[0] else [],
+        "rejected_critiques": found[1]["critiques"] if found[1] else [],
+        "num_written": sum(one["num_written"] for one in found if one),
+        "num_cut": sum(one["num_cut"] for one in found if one),
+        "correct": chosen is not None and rejected is not None and chosen > rejected,
     }
 
 
-def _official(file: Path, root: Path) -> list[Preference]:
+def _read(answer: str, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(answer)
+        return {**found, "reward": float(found["reward"])}
+    except (ValueError, TypeError, KeyError):
+        raise DataError(
+            "is no reward",
+            where=name,
+            got=repr(answer[:60]),
+            fix="evaluate a reward model; other models answer with words",
+        ) from None
+
+
+def _question(pair: Preference) -> str:
+    """What pairs of one question share: the record they were made of, or MM-RLHF's own id."""
+    if not pair.origin.builder.startswith("import:"):
+        return pair.origin.source or pair.id
+    # Of an imported row, the source is the row's own place.
+    try:
+        return str(json.loads(pair.origin.detail)["id"])
+    except (ValueError, TypeError, KeyError):
+        return pair.id
+
+
+def _official(file: Path) -> list[Preference]:
     """MM-RLHF-RewardBench's own file. Ids are made unique: several pairs may share a question's."""
     pairs: list[Preference] = []
     counts: dict[str, int] = {}
@@ -209,38 +281,21 @@ def _official(file: Path, root: Path) -> list[Preference]:
         if not name:
             raise DataError("has no id", where=where, fix="repair the line, or delete it")
         number = counts[name] = counts.get(name, -1) + 1
-        images, videos = _media(row, root, where)
+        images = (Media(path=str(row["image"])),) if row.get("image") else ()
+        videos = (Media(path=str(row["video"])),) if row.get("video") and not images else ()
         text = text_field(row, "prompt", where).replace("<image>", "").strip()
-        pairs.append(
-            Preference(
-                id=f"{name}/{number}",
-                prompt=user(text, images=len(images), videos=len(videos)),
-                images=images,
-                videos=videos,
-                chosen=text_field(row, "chosen", where),
-                rejected=text_field(row, "rejected", where),
-                chosen_critique=row.get("chosen_reason") or None,
-                rejected_critique=row.get("rejected_reason") or None,
-            )
+        pair = Preference(
+            id=f"{name}/{number}",
+            prompt=user(text, images=len(images), videos=len(videos)),
+            images=images,
+            videos=videos,
+            chosen=text_field(row, "chosen", where),
+            rejected=text_field(row, "rejected", where),
+            chosen_critique=row.get("chosen_reason") or None,
+            rejected_critique=row.get("rejected_reason") or None,
+            origin=Origin(source=name),
         )
+        pairs.append(pair)
     if not pairs:
         raise DataError("holds no pair", where=str(file))
     return pairs
-
-
-def _media(
-    row: Mapping[str, Any], root: Path, where: str
-) -> tuple[tuple[Media, ...], tuple[Media, ...]]:
-    """A picture; a clip; or, of a clip that is a folder of frames, ten of them as pictures."""
-    if row.get("image"):
-        return (Media(path=str(row["image"])),), ()
-    if not row.get("video"):
-        return (), ()
-    path = str(row["video"])
-    if not (root / path).is_dir():
-        return (), (Media(path=path),)
-    frames = sorted(file for file in (root / path).iterdir() if file.is_file())
-    if not frames:
-        raise DataError("its folder of frames is empty", where=where, got=path)
-    places = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).astype(int)
-    return tuple(Media(path=f"{path}/{frames[i].name}") for i in places), ()

@@ -19,11 +19,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evals.base import Benchmark, Suite, read_jsonl, shown
+from evals.base import Benchmark, Row, Suite, read_jsonl, shown
 from evals.config import EvalRecipe
 from evals.reward_bench import RewardBench
 from evals.stats import intervals
 from mmalign import log
+from mmalign.clips import Clip
 from mmalign.errors import DataError, MediaError, ModelError
 from mmalign.generate.base import Generation, Generator, Request, Sampling
 from mmalign.records import Media
@@ -76,8 +77,8 @@ def evaluate(recipe: EvalRecipe, generator: Generator | None = None) -> Path:
             sampling = _sampling(benchmark)
             size = _BATCHES * recipe.batch_size
             chunks = [left[i : i + size] for i in range(0, len(left), size)]
+            answering = _answering(benchmark, generator)
             for chunk in log.progress(chunks, label=benchmark.key):
-                answering = _answering(benchmark, generator)
                 for request, made in _generate(answering, chunk, sampling):
                     answer = Answer(
                         key=keys[request.id],
@@ -139,11 +140,7 @@ def _finish(
         scored.append((benchmark.score(texts), given))
     (folder / RESULTS).unlink(missing_ok=True)
     for suite, given in scored:
-        # An item may be two requests, such as the two responses of a pair.
-        rows = (
-            {**row, "num_tokens": given[row["id"]].num_tokens} if row["id"] in given else row
-            for row in suite.items
-        )
+        rows = ({**row, "num_tokens": _num_tokens(row, given)} for row in suite.items)
         write_atomically(folder / _items(suite), "".join(map(_line, rows)))
     results = {
         "name": recipe.name,
@@ -155,6 +152,11 @@ def _finish(
     }
     write_atomically(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return folder
+
+
+def _num_tokens(row: Row, given: dict[str, Answer]) -> int:
+    """Tokens of an item's answers; it may take several, such as those to a pair's two responses."""
+    return sum(given[name].num_tokens for name in row.get("requests", [row["id"]]))
 
 
 def _summary(suite: Suite, recipe: EvalRecipe) -> dict[str, Any]:
@@ -241,7 +243,7 @@ def _kind(requests: Sequence[Request]) -> str:
     return "clip" if requests[0].videos else "picture"
 
 
-def _media(request: Request) -> list[Any]:
+def _media(request: Request) -> list[Media | Clip]:
     return [*request.images, *request.videos]
 
 

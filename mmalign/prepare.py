@@ -162,7 +162,7 @@ class Preparer:
         responses: Sequence[str | None],
         media_root: Path | None,
         *,
-        videos: Sequence[Media] = (),
+        videos: Sequence[Media | Clip] = (),
         id: str = "",
     ) -> tuple[Condition, list[list[int]]]:
         """A condition and its responses within the token limit; None is the end of a turn alone.

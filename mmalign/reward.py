@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from mmalign.config import Strict
 from mmalign.errors import DataError, ModelError
@@ -26,6 +26,7 @@ from mmalign.models.reward_head import RewardHeadConfig, head_of, stored_config
 from mmalign.records import Media, Message, prompt_text, user
 
 if TYPE_CHECKING:
+    from mmalign.clips import Clip
     from mmalign.scoring.candidates import Candidate, Condition
 
 CritiqueSource = Literal["self", "given", "none"]
@@ -36,7 +37,7 @@ class Critics(Strict):
 
     critiques: "self", written by the reward model; "given" with the responses; or "none".
     num_critics: critiques that the model writes of each response, over which rewards are averaged.
-        One is greedy; more are drawn at `temperature`, each from (seed, the response's id).
+        One is greedy; more are drawn at `temperature`.
     max_new_tokens: where a critique is cut. It is scored as it stands, without an end of turn, as
         training scores one that its token limit cuts.
     """
@@ -45,7 +46,6 @@ class Critics(Strict):
     num_critics: PositiveInt = 1
     temperature: PositiveFloat = 1.0
     max_new_tokens: PositiveInt = 1024
-    seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _more_are_written(self) -> Critics:
@@ -53,12 +53,12 @@ class Critics(Strict):
             raise ValueError("num_critics above 1 means critiques that the model writes: self")
         return self
 
-    def sampling(self) -> Sampling:
-        """How critiques are decoded."""
+    def sampling(self, seed: int) -> Sampling:
+        """How critiques are decoded, with this seed."""
         return Sampling(
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature if self.num_critics > 1 else 0.0,
-            seed=self.seed,
+            seed=seed,
         )
 
 
@@ -73,7 +73,7 @@ class Judgement:
     prompt: tuple[Message, ...]
     response: str
     images: tuple[Media, ...] = ()
-    videos: tuple[Media, ...] = ()
+    videos: tuple[Media | Clip, ...] = ()
     media_root: Path | None = None
     critique: str | None = None
 
@@ -135,15 +135,18 @@ class RewardModel:
         loaded = LocalGenerator.from_checkpoint(config, batch_size=batch_size, device=device)
         return cls(loaded.policy, name=loaded.name, batch_size=batch_size)
 
-    def judge(self, items: Sequence[Judgement], critics: Critics = Critics()) -> list[Judged]:
-        """The reward of every response, in the order asked.
+    def judge(
+        self, items: Sequence[Judgement], critics: Critics = Critics(), *, seed: int = 0
+    ) -> list[Judged]:
+        """The reward of every response, in the order asked; ids are unique.
 
+        seed: of critiques that are drawn, each from (seed, its response's id).
         Raises MediaError for a picture or clip that cannot be read, RowDropped for a row that
         cannot be used, and DataError where a critique is to be given and is not.
         """
         match critics.critiques:
             case "self":
-                return self._judge_by_own(items, critics)
+                return self._judge_by_own(items, critics, seed)
             case "given":
                 read = [_Read(of=item, critique=_given(item)) for item in items]
             case "none":
@@ -157,7 +160,9 @@ class RewardModel:
             for one, reward in zip(read, self._rewards(read), strict=True)
         ]
 
-    def _judge_by_own(self, items: Sequence[Judgement], critics: Critics) -> list[Judged]:
+    def _judge_by_own(
+        self, items: Sequence[Judgement], critics: Critics, seed: int
+    ) -> list[Judged]:
         n = critics.num_critics
         requests = [
             Request(
@@ -170,7 +175,7 @@ class RewardModel:
             for item in items
             for number in range(n)
         ]
-        written = self._writer.generate(requests, critics.sampling())
+        written = self._writer.generate(requests, critics.sampling(seed))
         read = [
             _Read(of=items[place // n], critique=one.text, cut=not one.finished)
             for place, one in enumerate(written)

@@ -13,7 +13,15 @@ from transformers import AutoModelForImageTextToText
 from mmalign.errors import MediaError
 from mmalign.losses.base import Need
 from mmalign.models.families import Family
-from mmalign.models.load import ModelConfig, Part, load_processor, lora_pattern, part_of
+from mmalign.models.load import (
+    ModelConfig,
+    Part,
+    load_processor,
+    lora_pattern,
+    part_of,
+    resolve_adapter,
+)
+from mmalign.models.reward_head import NAME, adapter_config, attach, stored_config
 from mmalign.prepare import Preparer, RowDropped, TokenLimits
 from mmalign.store import MANIFEST, open_dataset
 from trainers.config import Recipe
@@ -61,6 +69,7 @@ def estimate(recipe: Recipe) -> str:
         model = AutoModelForImageTextToText.from_config(
             loaded.config, trust_remote_code=recipe.model.trust_remote_code
         )
+        _attach_head(model, recipe.model, loaded)
     parts = count_parts(model, loaded.family, recipe.model)
     tokens = row_tokens(recipe, loaded)
     text = loaded.config.get_text_config()
@@ -92,6 +101,16 @@ def estimate(recipe: Recipe) -> str:
     )
 
 
+def _attach_head(model: nn.Module, config: ModelConfig, loaded: Preparer) -> None:
+    """The reward head that loading would give the model, and its prompt for the rows."""
+    adapter = resolve_adapter(config)[1]
+    head = config.reward_head or stored_config(loaded.config, config.path)
+    head = head or (None if adapter is None else adapter_config(adapter))
+    if head is not None:
+        attach(model, head)
+        loaded.config.reward_head = head.model_dump()
+
+
 def count_parts(model: nn.Module, family: Family, config: ModelConfig) -> list[Part]:
     """Parameters of each part, and those that would train; adapters count as parameters too."""
     counts = {name: [0, 0] for name in ("vision", "projector", "language_model")}
@@ -101,7 +120,11 @@ def count_parts(model: nn.Module, family: Family, config: ModelConfig) -> list[P
         whole = getattr(config.train, part)
         if config.lora is not None and part == "language_model":
             whole = False
-        counts[part][0] += parameter.numel()
+        copies = 1
+        if name.startswith(f"{NAME}."):
+            # It trains in any case; peft trains a copy.
+            whole, copies = True, 1 if config.lora is None else 2
+        counts[part][0] += parameter.numel() * copies
         counts[part][1] += parameter.numel() * whole
     if config.lora is not None:
         targets = lora_pattern(config.lora, family)
@@ -118,7 +141,7 @@ def row_tokens(recipe: Recipe, loaded: Preparer) -> RowTokens:
     data = recipe.data
     if not (data.path / MANIFEST).exists():
         limit = data.max_tokens or 2048
-        conditions = 2 if Need.CONTRAST in recipe.loss.needs else 1
+        conditions = 2 if {Need.CONTRAST, Need.REWARD_HEAD} & recipe.loss.needs else 1
         known = "data.max_tokens" if data.max_tokens else "assumed, data.max_tokens is not set"
         source = f"{limit} for each condition: {known}; {data.path} is not there yet"
         return RowTokens(mean=limit * conditions, longest=limit * conditions, source=source)

@@ -1,31 +1,39 @@
-"""A reward model from the recipe to the rewards: training, saving, loading, judging."""
+"""Reward models from the recipe to the rewards: training, resuming, processes, the command."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
+from safetensors.torch import load_file
 
-from data_builders.score import Score
-from mmalign.config import validate
-from mmalign.errors import ConfigError, DataError, ModelError
-from mmalign.models.load import ModelConfig, load_policy
-from mmalign.records import Example, Preference, RankedResponse, Ranking, user
+from mmalign.cli import run
+from mmalign.config import dump_yaml
+from mmalign.losses import DPO, Reward
+from mmalign.models.load import ModelConfig, load_policy, load_processor, part_table
+from mmalign.models.reward_head import RewardHeadConfig
+from mmalign.records import Preference
 from mmalign.reward import Critics, Judgement, RewardModel
-from mmalign.scoring.candidates import Candidate, CandidateBatch
-from mmalign.scoring.plan import make_plan
-from mmalign.scoring.scorer import Scorer
 from mmalign.store import open_dataset, write_dataset
-from trainers.loop import Stepped, train
+from trainers.estimate import estimate
+from trainers.loop import Saved, Stepped, train
+from trainers.setup import freeze_unread
 
-HEAD = {"prompt": "{question} {response}"}
+HEAD = {"prompt": "{question} {response} ?"}
+LORA = {"rank": 4, "alpha": 8}
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+LAUNCH += ["--main_process_port", "0", "-m", "trainers"]
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory, preference):
-    """Pairs in which the better response is told by one word."""
+def judged(tmp_path_factory, preference) -> Path:
+    """Sixteen pairs; one word tells which response is better, one is a tie."""
     path = tmp_path_factory.mktemp("judged")
     rows = [
         preference(
@@ -34,199 +42,168 @@ def judged(tmp_path_factory, preference):
             rejected=f"no {n}",
             chosen_critique="good",
             rejected_critique="bad",
-            p_target=0.5 if n == 3 else 1.0,
+            contrast_images=(),
+            p_target=0.5 if n == 16 else 1.0,
         )
-        for n in range(8)
+        for n in range(17)
     ]
     write_dataset(path, Preference, rows, builder="test")
     return path
 
 
-def run(recipe, judged, tmp_path, name, *, lora=None, loss="critique_reward", **optim):
-    made = recipe(
-        model={"reward_head": HEAD, "lora": lora},
-        data={"path": str(judged)},
-        loss={"name": loss},
-        optim={"lr": 3e-3, "batch_size": 4, "steps": 40} | optim,
-        run={"output": str(tmp_path / name)},
-    )
-    metrics = [e.metrics for e in train(made) if isinstance(e, Stepped)]
-    return metrics, tmp_path / name / "model"
+@pytest.fixture
+def made(recipe, judged, tmp_path):
+    """A recipe of a reward model; `lora`, `loss` and a folder's name, and the optimizer's keys."""
+
+    def make(name="run", *, lora=None, loss="critique_reward", run=None, **optim):
+        return recipe(
+            model={"reward_head": HEAD, "lora": lora},
+            data={"path": str(judged)},
+            loss={"name": loss},
+            optim={"lr": 3e-3, "batch_size": 4} | optim,
+            run={"output": str(tmp_path / name)} | (run or {}),
+        )
+
+    return make
 
 
-def items(judged, critique=None):
-    dataset = open_dataset(judged, Preference)
-    return [
+def metrics_of(recipe) -> list[dict[str, float]]:
+    return [event.metrics for event in train(recipe) if isinstance(event, Stepped)]
+
+
+def accuracy(model: RewardModel, judged: Path, critics: Critics) -> float:
+    items = [
         Judgement(
             id=f"{row.id}/{side}",
             prompt=row.prompt,
             response=getattr(row, side),
             images=row.images,
-            media_root=dataset.media_root,
-            critique=critique and getattr(row, f"{side}_critique"),
+            critique=getattr(row, f"{side}_critique"),
         )
-        for row in dataset
+        for row in list(open_dataset(judged, Preference))[:16]
         for side in ("chosen", "rejected")
     ]
+    found = [one.reward for one in model.judge(items, critics)]
+    return sum(a > b for a, b in zip(found[::2], found[1::2], strict=True)) / 16
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, tiny_model, judged):
-    """A plain reward model, trained whole until it tells the word."""
-    from trainers.config import Recipe
-
-    out = tmp_path_factory.mktemp("trained")
-    made = validate(
-        {
-            "model": {"path": str(tiny_model), "reward_head": HEAD},
-            "data": {"path": str(judged)},
-            "loss": {"name": "reward"},
-            "optim": {"lr": 3e-3, "batch_size": 8, "steps": 60},
-            "run": {"output": str(out / "run"), "log_every_steps": 10},
-        },
-        Recipe,
-        "test",
-    )
-    steps = [e.metrics for e in train(made) if isinstance(e, Stepped)]
-    return steps, out / "run" / "model"
+@pytest.mark.parametrize(
+    ("loss", "lora", "critiques"),
+    [
+        ("critique_reward", None, "given"),
+        ("critique_reward", LORA, "given"),
+        ("reward", None, "none"),
+    ],
+)
+def test_training_tells_separable_pairs_apart(made, judged, tmp_path, loss, lora, critiques):
+    steps = metrics_of(made(loss=loss, lora=lora, steps=40, batch_size=8))
+    assert steps[-1]["train/loss"] < 0.8 * steps[0]["train/loss"]
+    assert steps[-1]["train/reward_margin"] > 1.0
+    if loss == "critique_reward":
+        assert steps[-1]["train/critique_nll"] < steps[0]["train/critique_nll"]
+    model = RewardModel.from_checkpoint(str(tmp_path / "run" / "model"))
+    assert model.config == RewardHeadConfig(**HEAD)
+    assert accuracy(model, judged, Critics(critiques=critiques)) > 0.9
 
 
-def test_training_learns_to_tell_and_the_saved_model_judges(trained, judged):
-    steps, folder = trained
-    assert steps[-1]["train/loss"] < steps[0]["train/loss"]
-    model = RewardModel.from_checkpoint(str(folder))
-    rewards = [j.reward for j in model.judge(items(judged), Critics(critiques="none"))]
-    right = [a > b for a, b in zip(rewards[::2], rewards[1::2], strict=True)]
-    assert sum(right) >= 7
-    alone = RewardModel.from_checkpoint(str(folder), batch_size=1)
-    again = [j.reward for j in alone.judge(items(judged)[:3], Critics(critiques="none"))]
-    assert again == pytest.approx(rewards[:3], abs=1e-5)
+def test_micro_batches_and_layouts_change_nothing(made):
+    settings = {"steps": 3, "epsilon": 1e-3}
+    whole = metrics_of(made("whole", **settings))
+    cut = metrics_of(made("cut", micro_batch_size=1, **settings))
+    padded = made("padded", **settings)
+    scorer = padded.scorer.model_copy(update={"layout": "padded"})
+    padded = metrics_of(padded.model_copy(update={"scorer": scorer}))
+    for one, *others in zip(whole, cut, padded, strict=True):
+        for other in others:
+            for name in ("loss", "reward_margin", "critique_nll", "accuracy", "grad_norm"):
+                assert one[f"train/{name}"] == pytest.approx(other[f"train/{name}"], abs=5e-5)
 
 
-def test_plain_transformers_loads_the_language_model_of_the_same_folder(trained):
-    _, folder = trained
-    assert "reward_head" in json.loads((folder / "config.json").read_text())
-    plain = AutoModelForImageTextToText.from_pretrained(folder)
-    ours = load_policy(ModelConfig(path=str(folder))).model
-    for name, tensor in plain.state_dict().items():
-        assert torch.equal(tensor, ours.state_dict()[name]), name
-    assert any(name.startswith("reward_head.") for name in ours.state_dict())
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_a_stopped_run_ends_as_if_nothing_had_happened(made, tmp_path, lora):
+    often = {"save_every_steps": 2}
+    metrics_of(made("whole", lora=lora, run=often))
+    stopped = made("stopped", lora=lora, run=often)
+    for event in train(stopped):
+        if isinstance(event, Saved):
+            break
+    assert not (tmp_path / "stopped" / "model").exists()
+    metrics_of(stopped)
+    weights = [next((tmp_path / n / "model").glob("*.safetensors")) for n in ("whole", "stopped")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert any("reward_head" in name for name in load_file(weights[0]))
 
 
-def test_a_lora_reward_model_comes_back_to_the_bit(recipe, judged, tmp_path):
-    lora = {"rank": 4, "alpha": 8}
-    metrics, folder = run(recipe, judged, tmp_path, "lora", lora=lora, steps=4)
-    assert (folder / "adapter_model.safetensors").exists()
-    first, second = (
-        [
-            j.reward
-            for j in RewardModel.from_checkpoint(str(folder)).judge(
-                items(judged, critique=True), Critics(critiques="given")
-            )
-        ]
-        for _ in range(2)
-    )
-    assert first == second
-    assert len(set(first)) > 1
-    assert metrics[-1]["train/critique_nll"] < metrics[0]["train/critique_nll"]
-
-
-def test_micro_batches_and_layouts_change_nothing(recipe, judged, tmp_path):
-    whole, _ = run(recipe, judged, tmp_path, "whole", steps=3)
-    cut, _ = run(recipe, judged, tmp_path, "cut", steps=3, micro_batch_size=1)
-    for one, other in zip(whole, cut, strict=True):
-        assert one["train/loss"] == pytest.approx(other["train/loss"], abs=2e-5)
-        assert one["train/reward_margin"] == pytest.approx(other["train/reward_margin"], abs=2e-5)
-
-
-def test_both_layouts_read_one_reward(trained):
-    _, folder = trained
-    policy = load_policy(ModelConfig(path=str(folder)))
-    texts = ["one", "another, much longer one", "x"]
-    conditions = [policy.preparer.condition(user(text), [], None) for text in texts]
-    candidates = [
-        Candidate(condition=i, response_ids=policy.preparer.response(user(text), "fine " * (i + 1)))
-        for i, text in enumerate(texts)
-    ]
-    batch = CandidateBatch(conditions=conditions, candidates=candidates)
-    found = []
-    for layout in ("padded", "shared_prefix"):
-        plan = make_plan(
-            batch,
-            policy.family,
-            layout,
-            image_token_id=policy.preparer.image_token_id,
-            video_token_id=policy.preparer.video_token_id,
-            pad_token_id=policy.preparer.pad_token_id,
-        )
-        found.append(Scorer(policy.model, policy.family)(plan, rewards=True).rewards)
-    assert torch.allclose(*found, atol=1e-5)
-
-
-def test_rewards_are_written_into_pairs_and_rankings(trained, judged, tmp_path):
-    _, folder = trained
-    config = {
-        "source": judged,
-        "output": tmp_path / "scored",
-        "model": {"path": str(folder)},
-        "critics": {"critiques": "none"},
-        "shard_rows": 3,
-    }
-    made = open_dataset(Score(**config).build(), Preference)
-    assert [row.id for row in made] == [row.id for row in open_dataset(judged, Preference)]
-    assert sum(row.score_gap > 0 for row in made) >= 7
-    assert made[0].chosen_critique == "good"
-
-    rows = [
-        Ranking(
-            id="r",
-            prompt=user("What is it?"),
-            responses=(RankedResponse(text="yes 1", rank=0), RankedResponse(text="no 1", rank=1)),
-        )
-    ]
-    write_dataset(tmp_path / "rankings", Ranking, rows, builder="test")
-    config |= {"source": tmp_path / "rankings", "output": tmp_path / "scored_rankings"}
-    (ranking,) = open_dataset(Score(**config).build(), Ranking)
-    assert ranking.responses[0].score is not None
-    assert ranking.responses[0].score != ranking.responses[1].score
-
-
-def test_what_cannot_be_is_refused(recipe, judged, tiny_model, tmp_path):
-    with pytest.raises(ConfigError, match="does not read"):
-        recipe(model={"reward_head": HEAD, "lora": None}, loss={"name": "dpo"})
-    headless = recipe(
-        model={"lora": None},
+def test_a_reward_model_trains_on_from_its_own_head(made, recipe, judged, tmp_path):
+    metrics_of(made("first", steps=30))
+    first = tmp_path / "first" / "model"
+    on = recipe(
+        model={"path": str(first), "lora": None},
         data={"path": str(judged)},
-        loss={"name": "reward"},
-        run={"output": str(tmp_path / "headless")},
+        loss={"name": "critique_reward"},
+        optim={"lr": 1e-6, "steps": 1, "batch_size": 16},
+        run={"output": str(tmp_path / "on")},
     )
-    with pytest.raises(ModelError, match="reward head"):
-        list(train(headless))
-    with pytest.raises(ModelError, match="has no reward head"):
-        RewardModel.from_checkpoint(str(tiny_model))
-    examples = [Example(id="e", prompt=user("Hi"), answer="Ho")]
-    write_dataset(tmp_path / "none", Example, examples, builder="test")
-    score = Score(
-        source=tmp_path / "none", output=tmp_path / "x", model=ModelConfig(path="anywhere")
+    (step,) = metrics_of(on)
+    assert step["train/accuracy"] > 0.9
+
+
+def test_what_a_loss_does_not_read_stays(tiny_model):
+    def trained(loss) -> set[str]:
+        head = RewardHeadConfig(**HEAD)
+        policy = load_policy(ModelConfig(path=str(tiny_model), reward_head=head))
+        freeze_unread(policy, loss.needs)
+        return {n.partition(".")[0] for n, p in policy.model.named_parameters() if p.requires_grad}
+
+    assert trained(Reward()) == {"model", "reward_head"}
+    assert trained(DPO()) == {"model", "lm_head"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("loss", "lora"), [("reward", None), ("critique_reward", LORA)])
+def test_two_processes_equal_one(made, tmp_path, loss, lora):
+    settings = {"steps": 3, "micro_batch_size": 1, "epsilon": 1e-3}
+    one = made("one", loss=loss, lora=lora, **settings)
+    metrics_of(one)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_yaml(one))
+    done = subprocess.run(
+        [sys.executable, *LAUNCH, str(file), f"run.output={tmp_path / 'two'}"],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
-    with pytest.raises(DataError, match="nothing to score"):
-        score.build()
+    assert done.returncode == 0, done.stderr
+    found = [
+        load_file(next((tmp_path / name / "model").glob("*.safetensors")))
+        for name in ("one", "two")
+    ]
+    assert found[0].keys() == found[1].keys()
+    for name, tensor in found[0].items():
+        assert torch.allclose(tensor, found[1][name], atol=1e-5), name
 
 
-def test_a_critique_that_is_missing_is_told(trained, judged):
-    _, folder = trained
-    model = RewardModel.from_checkpoint(str(folder))
-    with pytest.raises(DataError, match="no critique is given"):
-        model.judge(items(judged), Critics(critiques="given"))
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_the_estimate_counts_the_head(made, lora):
+    recipe = made(lora=lora)
+    parts = {part.name: part for part in part_table(load_policy(recipe.model))}
+    text = estimate(recipe)
+    language = parts["language_model"]
+    line = next(line for line in text.splitlines() if line.startswith("language_model"))
+    assert line.split()[1:3] == [f"{language.num_parameters:,}", f"{language.num_trainable:,}"]
+    assert "17 rows" in text
+    assert not hasattr(load_processor(recipe.model.path).config, "reward_head")
 
 
-def test_own_critiques_are_written_cut_and_averaged(trained, judged):
-    _, folder = trained
-    model = RewardModel.from_checkpoint(str(folder))
-    (one,) = model.judge(items(judged)[:1], Critics(critiques="self", max_new_tokens=3))
-    assert len(one.critiques) == 1
-    assert one.num_cut in (0, 1)
-    (three,) = model.judge(
-        items(judged)[:1], Critics(critiques="self", max_new_tokens=3, num_critics=3)
-    )
-    assert len(three.critiques) == 3
+def test_the_command_trains_from_a_yaml_and_says_mistakes(made, tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_yaml(made(steps=1)))
+    assert run(["train", str(file)]) == 0
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert config["reward_head"]["prompt"] == HEAD["prompt"]
+    elsewhere = f"run.output={tmp_path / 'elsewhere'}"
+    assert run(["train", str(file), "model.reward_head=null", elsewhere]) == 2
+    assert "Set model.reward_head={} for a fresh one" in capsys.readouterr().err
+    assert run(["train", str(file), "model.reward_head.promt=x", elsewhere]) == 2
+    assert "did you mean model.reward_head.prompt?" in capsys.readouterr().err

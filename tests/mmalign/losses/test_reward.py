@@ -52,6 +52,33 @@ def test_a_tie_is_the_squared_difference():
     assert found == pytest.approx(2.0 * 1.5**2)
 
 
+def test_labels_may_be_probabilities_and_reversed():
+    def labelled(target: float) -> PairTable:
+        return PairTable(
+            chosen=torch.tensor([0]), rejected=torch.tensor([1]), p_target=torch.tensor([target])
+        )
+
+    certain, reversed_ = (value(Reward(), [2.0, 1.0], labelled(p)) for p in (1.0, 0.0))
+    assert certain == value(Reward(), [2.0, 1.0])
+    assert reversed_ == pytest.approx(value(Reward(), [1.0, 2.0]))
+    soft = value(Reward(), [2.0, 1.0], labelled(0.8))
+    assert soft == pytest.approx(0.8 * certain + 0.2 * reversed_)
+
+
+def test_accuracy_counts_the_labels_side_and_a_tie_as_half():
+    table = PairTable(
+        chosen=torch.tensor([0, 2, 4, 6]),
+        rejected=torch.tensor([1, 3, 5, 7]),
+        p_target=torch.tensor([1.0, 1.0, 0.5, 0.0]),
+    )
+    made = scored([1.0, 0.0, 0.5, 0.5, 3.0, 1.0, -1.0, 2.0])
+    out = Reward()(made, None, table, totals_of(made, table))
+    # right; equal rewards, which is wrong; a tie; reversed and right
+    assert out.metrics["accuracy"].item() == 1 + 0 + 0.5 + 1
+    assert out.metrics["reward_margin"].item() == 1 + 0 + 2 - 3
+    assert out.per_item.shape == (4,)
+
+
 def test_critiques_add_their_token_means():
     logps = torch.tensor([[-1.0, -3.0], [-2.0, 0.0]])
     mask = torch.tensor([[True, True], [True, False]])
