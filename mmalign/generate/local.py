@@ -63,7 +63,8 @@ class LocalGenerator:
             key=lambda i: (requests[i].num_tokens or 0, len(prepared[i][0].prompt_ids), i),
         )
         results: list[Generation | None] = [None] * len(requests)
-        for batch in _batches(order, requests, self.batch_size):
+        alike = [(r.num_tokens, _frames(c)) for r, (c, _) in zip(requests, prepared, strict=True)]
+        for batch in _batches(order, alike, self.batch_size):
             made = self._run([requests[i] for i in batch], [prepared[i] for i in batch], sampling)
             for index, generation in zip(batch, made, strict=True):
                 results[index] = generation
@@ -182,7 +183,7 @@ class LocalGenerator:
                             noise = replace(request.corruption, key=key)
                             tensor = noised(tensor, noise, seed)
                         pieces.setdefault(name, []).append(tensor)
-        return {name: joined(tensors) for name, tensors in pieces.items()}
+        return {name: joined(name, tensors) for name, tensors in pieces.items()}
 
     def _finish(self, request: Request, prefill: list[int], new: list[int]) -> Generation:
         cut = next((i for i, token in enumerate(new) if token in self._end), None)
@@ -257,16 +258,18 @@ def fingerprint(path: str) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _batches(order: list[int], requests: Sequence[Request], size: int) -> list[list[int]]:
-    """Consecutive runs of at most `size` with one `num_tokens`, since a batch decodes in step."""
+def _frames(condition: Condition) -> tuple[int, ...]:
+    """Frames of each clip, where a family needs as many of each in a batch; else nothing."""
+    pixels = [clip.inputs["pixel_values_videos"] for clip in condition.videos]
+    return tuple(tensor.shape[1] for tensor in pixels if tensor.dim() == 5)
+
+
+def _batches(order: list[int], alike: Sequence[object], size: int) -> list[list[int]]:
+    """Consecutive runs of at most `size` of equal `alike`: what can be decoded in step."""
     batches: list[list[int]] = []
     for index in order:
         last = batches[-1] if batches else None
-        if (
-            last is None
-            or len(last) == size
-            or requests[last[0]].num_tokens != requests[index].num_tokens
-        ):
+        if last is None or len(last) == size or alike[last[0]] != alike[index]:
             batches.append([])
         batches[-1].append(index)
     return batches

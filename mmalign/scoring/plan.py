@@ -192,18 +192,25 @@ def _media(
             order.append(index_of[media.key])
     if not chosen:
         return {}, []
-    return {name: joined([media.inputs[name] for media in chosen]) for name in names}, order
+    return {name: joined(name, [media.inputs[name] for media in chosen]) for name in names}, order
 
 
-def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Processor tensors of several pictures as one, along the first axis.
+def joined(name: str, tensors: Sequence[Tensor]) -> Tensor:
+    """Processor tensors `name` of several pictures or clips as one, along the first axis.
 
     Pictures cut into different numbers of tiles ([1, tiles, C, H, W]) are filled up with empty
-    tiles, which the model takes off again by each picture's size.
+    tiles, which the model takes off again by each picture's size. Clips cannot be: raises
+    DataError where a family that takes them as [1, frames, C, H, W] meets different numbers.
     """
     widest = max((t.shape[1] for t in tensors if t.dim() == 5), default=0)
     if all(t.dim() != 5 or t.shape[1] == widest for t in tensors):
         return torch.cat(list(tensors))
+    if name == "pixel_values_videos":
+        raise DataError(
+            "clips of one batch have different numbers of frames, which this family cannot take",
+            got=" and ".join(map(str, sorted({t.shape[1] for t in tensors}))),
+            fix="sample by model.frames.num_frames, or use batches of one row",
+        )
     return torch.cat([pad(t, (0, 0) * 3 + (0, widest - t.shape[1])) for t in tensors])
 
 

@@ -179,3 +179,32 @@ def test_a_family_without_clips_says_so(tmp_path):
 def test_a_place_without_a_clip_is_refused(policy):
     with pytest.raises(DataError, match="video places and videos do not match"):
         policy.preparer.condition(user("What?", videos=1), [], None, id="row-1")
+
+
+def test_clips_of_other_lengths_are_answered_side_by_side(policy):
+    """OneVision takes clips of equal length in a batch; requests are sorted into such."""
+    policy.model.eval()
+    prompt = user("What happens?", videos=1)
+    requests = [
+        Request(id=f"r{n}", prompt=prompt, videos=(clip(n, frames=frames),))
+        for n, frames in enumerate((4, 2, 4, 2))
+    ]
+    sampling = Sampling(max_new_tokens=4)
+    together = LocalGenerator(policy).generate(requests, sampling)
+    apart = [LocalGenerator(policy).generate([r], sampling)[0] for r in requests]
+    assert [reply.text for reply in together] == [reply.text for reply in apart]
+
+
+def test_a_training_batch_of_other_lengths_says_what_to_do(tmp_path):
+    policy = tiny(tmp_path / "onevision", "llava_onevision")
+    prompt = user("What happens?", videos=1)
+    conditions = [
+        policy.preparer.condition(prompt, [], None, videos=[clip(n, frames=frames)], id=f"row-{n}")
+        for n, frames in enumerate((4, 2))
+    ]
+    ids = policy.preparer.response(prompt, "it moves")
+    candidates = [Candidate(condition=n, response_ids=ids) for n in (0, 1)]
+    with pytest.raises(DataError, match=r"got 2 and 4.*num_frames"):
+        plan_of(
+            policy, CandidateBatch(conditions=conditions, candidates=candidates), "shared_prefix"
+        )

@@ -131,7 +131,7 @@ def test_padded_scores_are_the_models_own_logits(policy):
         condition = batch.conditions[candidate.condition]
         ids = torch.tensor([condition.prompt_ids + candidate.response_ids])
         inputs = {
-            name: joined([image.inputs[name] for image in condition.images])
+            name: joined(name, [image.inputs[name] for image in condition.images])
             for name in (policy.family.image_inputs if condition.images else ())
         }
         if policy.family.num_axes > 1:
