@@ -108,7 +108,7 @@ class RewardBench(Strict):
         return Suite(
             key=self.key,
             benchmark=self.name,
-            split=self.split,
+            split=self.key.removeprefix(f"{self.name}-"),
             images=self._root(),
             method=METHOD,
             items=items,
