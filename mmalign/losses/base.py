@@ -49,7 +49,8 @@ class LossConfig(BaseModel):
 class PairLoss(BaseModel):
     """Base of a loss over pairs, in parts, so that a wrapper can look at a pair from both sides.
 
-    terms: the preference itself, also asked for with chosen and rejected exchanged.
+    terms: the preference itself, also asked for with chosen and rejected exchanged; DPO's, unless
+        a loss has its own.
     extra: what does not depend on the label, such as a KL term or an anchor.
     finish: weighs both, averages over the step's rows, and adds
 
@@ -73,8 +74,8 @@ class PairLoss(BaseModel):
         return self
 
     def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
-        """Each pair's preference loss, [P]."""
-        raise NotImplementedError
+        """Each pair's preference loss, [P]: -log sigmoid(beta * margin)."""
+        return dpo_term(margins(policy, reference, table), self.beta)
 
     def extra(
         self, policy: TokenScores, reference: TokenScores, table: PairTable

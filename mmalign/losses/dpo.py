@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from mmalign.losses.base import Need, PairLoss, dpo_term, margins
+from mmalign.losses.base import Need, PairLoss, margins
 from mmalign.scores import PairTable, TokenScores
 
 
@@ -21,10 +21,6 @@ class DPO(PairLoss):
     """
 
     name: Literal["dpo"] = "dpo"
-
-    def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
-        """-log sigmoid(beta * margin), [P]."""
-        return dpo_term(margins(policy, reference, table), self.beta)
 
 
 class IPO(PairLoss):
@@ -74,10 +70,6 @@ class RationaleDPO(PairLoss):
     name: Literal["rationale_dpo"] = "rationale_dpo"
     rationale_weight: float = 1.0
     own_needs: ClassVar[frozenset[Need]] = PairLoss.own_needs | {Need.RATIONALE}
-
-    def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
-        """As in DPO, [P]."""
-        return dpo_term(margins(policy, reference, table), self.beta)
 
     def extra(
         self, policy: TokenScores, reference: TokenScores, table: PairTable

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor
 
-from mmalign.losses.base import Need, PairLoss, dpo_term, logratios, margins
+from mmalign.losses.base import Need, PairLoss, dpo_term, logratios, pair_metrics
 from mmalign.scores import PairTable, TokenScores
 
 Addends = dict[str, tuple[float, Tensor]]
@@ -30,10 +30,6 @@ class RDPO(PairLoss):
     visual_weight: NonNegativeFloat = 1.0
     own_needs: ClassVar[frozenset[Need]] = PairLoss.own_needs | {Need.CONTRAST}
 
-    def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
-        """The text preference, [P]."""
-        return dpo_term(margins(policy, reference, table), self.beta)
-
     def extra(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Addends:
         """The visual preference."""
         margin = visual_margins(policy, reference, table)
@@ -43,9 +39,7 @@ class RDPO(PairLoss):
         self, policy: TokenScores, reference: TokenScores, table: PairTable
     ) -> dict[str, Tensor]:
         """Of both preferences."""
-        return PairLoss.metrics(self, policy, reference, table) | visual_metrics(
-            visual_margins(policy, reference, table), self.beta
-        )
+        return dual_metrics(policy, reference, table, self.beta)
 
 
 class RDPOCompetitor(PairLoss):
@@ -93,10 +87,6 @@ class MDPO(PairLoss):
     anchor: float = 0.0
     own_needs: ClassVar[frozenset[Need]] = RDPO.own_needs
 
-    def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
-        """The text preference, [P]."""
-        return dpo_term(margins(policy, reference, table), self.beta)
-
     def extra(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Addends:
         """The conditional preference and the anchor."""
         margin = visual_margins(policy, reference, table)
@@ -110,9 +100,7 @@ class MDPO(PairLoss):
         self, policy: TokenScores, reference: TokenScores, table: PairTable
     ) -> dict[str, Tensor]:
         """Of both preferences."""
-        return PairLoss.metrics(self, policy, reference, table) | visual_metrics(
-            visual_margins(policy, reference, table), self.beta
-        )
+        return dual_metrics(policy, reference, table, self.beta)
 
 
 def visual_margins(policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
@@ -122,11 +110,14 @@ def visual_margins(policy: TokenScores, reference: TokenScores, table: PairTable
     return ratio[table.chosen] - ratio[table.contrast]
 
 
-def visual_metrics(margin: Tensor, beta: float) -> dict[str, Tensor]:
-    """What a run shows of the preference over images, [P] by name, detached."""
-    return {
-        "visual_margin": beta * margin.detach(),
-        "visual_accuracy": (margin.detach() > 0).float(),
+def dual_metrics(
+    policy: TokenScores, reference: TokenScores, table: PairTable, beta: float
+) -> dict[str, Tensor]:
+    """What a run shows of the preferences over responses and over images, [P] by name, detached."""
+    margin = visual_margins(policy, reference, table).detach()
+    return pair_metrics(policy, reference, table, beta) | {
+        "visual_margin": beta * margin,
+        "visual_accuracy": (margin > 0).float(),
     }
 
 

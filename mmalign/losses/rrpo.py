@@ -71,12 +71,6 @@ class DPOWithKL(PairLoss):
     alpha: NonNegativeFloat = 0.01
     own_needs: ClassVar[frozenset[Need]] = PairLoss.own_needs | {Need.KL}
 
-    def terms(self, policy: TokenScores, reference: TokenScores, table: PairTable) -> Tensor:
-        """As in DPO, [P]."""
-        assert table.rejected is not None
-        ratio = policy.sums() - reference.sums()
-        return dpo_term(ratio[table.chosen] - ratio[table.rejected], self.beta)
-
     def extra(
         self, policy: TokenScores, reference: TokenScores, table: PairTable
     ) -> dict[str, tuple[float, Tensor]]:
