@@ -40,13 +40,16 @@ class MediaEncoder:
         if max_pixels is not None:
             image = shrink(image, max_pixels)
         try:
-            made = self.processor.image_processor(images=[image], return_tensors="pt")
+            made = self.processor.image_processor(
+                images=[image], return_tensors="pt", **self.family.image_options
+            )
         except ValueError as error:
             where = media.path or f"embedded image {(media.sha256 or '')[:12]}"
             raise MediaError(f"the image processor refuses it ({error})", where=where) from None
         inputs = {key: made[key] for key in self.family.image_inputs}
         num_tokens = self.family.num_image_tokens(inputs, self.config)
-        return self._images.keep(name, inputs, num_tokens)
+        text = self.family.picture_text and self.family.picture_text(made, self.processor)
+        return self._images.keep(name, inputs, num_tokens, text)
 
     def clip(
         self, clip: Media | Clip, root: Path | None, max_pixels: int | None, frames: FrameSampling
@@ -114,9 +117,11 @@ class _Recent:
             self._kept.move_to_end(name)
         return self._kept.get(name)
 
-    def keep(self, name: str, inputs: dict[str, Any], num_tokens: int) -> EncodedMedia:
+    def keep(
+        self, name: str, inputs: dict[str, Any], num_tokens: int, text: str | None = None
+    ) -> EncodedMedia:
         key = hashlib.sha256(name.encode()).hexdigest()
-        self._kept[name] = EncodedMedia(key=key, inputs=inputs, num_tokens=num_tokens)
+        self._kept[name] = EncodedMedia(key=key, inputs=inputs, num_tokens=num_tokens, text=text)
         if len(self._kept) > self.size:
             self._kept.popitem(last=False)
         return self._kept[name]

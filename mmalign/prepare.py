@@ -108,7 +108,10 @@ class Preparer:
             raise RowDropped("no_clips", what, where=id or None)
         encoded = tuple(self._encoder.image(media, media_root, pixels) for media in images)
         clips = tuple(self._encoder.clip(clip, media_root, pixels, frames) for clip in videos)
-        ids = self._expand(self._tokenise(text, start=True), self.image_token_id, encoded, id)
+        if self.family.picture_text is None:
+            ids = self._expand(self._tokenise(text, start=True), self.image_token_id, encoded, id)
+        else:
+            ids = list(self._tokenise(self._with_pictures(text, encoded, id), start=True))
         ids = self._expand(ids, self.video_token_id, clips, id)
         import torch
 
@@ -289,26 +292,37 @@ class Preparer:
         special = start and not (bos and text.startswith(bos))
         return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
+    def _with_pictures(self, text: str, pictures: Sequence[EncodedMedia], row: str) -> str:
+        """A rendered prompt with each picture's own text in the place of its placeholder."""
+        pieces = text.split(self.processor.image_token)
+        self._check_count("image", len(pieces) - 1, len(pictures), row)
+        texts = [picture.text or "" for picture in pictures]
+        return "".join(part for pair in zip(pieces, [*texts, ""], strict=True) for part in pair)
+
     def _expand(
         self, ids: Sequence[int], token_id: int | None, media: Sequence[EncodedMedia], row: str
     ) -> list[int]:
         """Repeat each placeholder of one kind once for every feature of its picture or clip."""
         kind = "image" if token_id == self.image_token_id else "video"
         places = 0 if token_id is None else ids.count(token_id)
-        if places != len(media):
-            raise RowDropped(
-                f"{kind}_count",
-                f"{kind} places and {kind}s do not match",
-                where=row or None,
-                got=f"{places} places, {len(media)} {kind}s",
-                fix=f"give one file per {kind} block, and no placeholder text in a prompt",
-            )
+        self._check_count(kind, places, len(media), row)
         counts = iter(media)
         result: list[int] = []
         for token in ids:
             repeat = next(counts).num_tokens if token == token_id else 1
             result += [token] * repeat
         return result
+
+    @staticmethod
+    def _check_count(kind: str, places: int, count: int, row: str) -> None:
+        if places != count:
+            raise RowDropped(
+                f"{kind}_count",
+                f"{kind} places and {kind}s do not match",
+                where=row or None,
+                got=f"{places} places, {count} {kind}s",
+                fix=f"give one file per {kind} block, and no placeholder text in a prompt",
+            )
 
 
 def _largest_share(sizes: Sequence[int], room: float) -> float:

@@ -121,11 +121,13 @@ class LocalGenerator:
         ids = torch.full((len(rows), width), self._pad)
         mask = torch.zeros_like(ids)
         kinds = torch.zeros_like(ids)  # 0 text, 1 picture, 2 clip
+        is_response = torch.zeros_like(ids, dtype=torch.bool)
         # Given, not left to the model: it would count only what the mask lets through.
         positions = torch.zeros(family.num_axes, *ids.shape, dtype=torch.long)
         for r, (row, (condition, prefill)) in enumerate(zip(rows, prepared, strict=True)):
             start, text = width - len(row), width - len(prefill)
             ids[r, start:], mask[r, start:] = torch.tensor(row), 1
+            is_response[r, text:] = True
             prompt = ids[r, start:text]
             kinds[r, start:text] = (prompt == self.policy.preparer.image_token_id).int()
             if condition.videos:
@@ -137,8 +139,8 @@ class LocalGenerator:
             follow = condition.positions[:, -1:] + 1
             positions[:, r, text:] = follow + torch.arange(len(prefill))
         vision = self._vision(requests, prepared, sampling.seed)
-        if family.num_axes > 1:
-            vision["mm_token_type_ids"] = kinds
+        if family.token_types is not None:
+            vision |= family.token_types(kinds, is_response)
         vision["position_ids"] = positions if family.num_axes > 1 else positions[0]
         fixed = requests[0].num_tokens
         end = self._end

@@ -13,12 +13,16 @@ if TYPE_CHECKING:
 class EncodedMedia:
     """One picture or clip as its processor made it; two with the same key hold the same tensors.
 
+    text: what stands for it in the rendered prompt, where that is more than its placeholder
+    repeated num_tokens times.
+
     Example: EncodedMedia(key="9f2c…", inputs={"pixel_values": [1, 3, 336, 336]}, num_tokens=576)
     """
 
     key: str
     inputs: dict[str, Tensor]
     num_tokens: int
+    text: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

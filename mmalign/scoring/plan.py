@@ -1,4 +1,4 @@
-"""How candidates are laid out for the model: `padded` rows or `shared_prefix` rows.
+"""How candidates are laid out for the model: `padded` or `shared_prefix`, in rows or packed.
 
 A plan is made on the CPU, where batches are made, and holds everything the scorer needs: tokens,
 positions, attention, pictures, and which hidden state predicts which response token.
@@ -6,7 +6,7 @@ positions, attention, pictures, and which hidden state predicts which response t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from mmalign.attention.tree import Tree, make_tree
 from mmalign.errors import DataError
 from mmalign.models.families import Family
 from mmalign.scoring.candidates import CandidateBatch, Condition, EncodedMedia
@@ -25,11 +26,14 @@ Layout = Literal["padded", "shared_prefix"]
 class Plan:
     """One forward pass. R rows of S tokens, K response tokens of N candidates, at most T each.
 
-    input_ids: [R, S]. is_image, is_video: [R, S] bool, placeholders of pictures and of clips.
-    attention: [R, S] bool (padded) or [R, 1, S, S] bool (shared_prefix), True where attended.
+    input_ids: [R, S]. is_image, is_video, is_response: [R, S] bool, placeholders of pictures and
+        of clips, and tokens of responses.
+    attention: [R, S] bool (padded) or [R, 1, S, S] bool (rows of shared_prefix), True where
+        attended; None for a packed row, whose `tree` says it. windowed: the same as attention
+        for layers with a sliding window, where the model has such.
     positions: [A, R, S] or None where the model's own are right.
     images, videos: processor tensors of the pictures and clips to encode; image_order,
-        video_order: which of them fills each place, in row order.
+        video_order: which of their features fill each place, in row order.
     source: [K] index into the R*S hidden states; target: [K] token ids; candidate, offset: [K],
         where each score goes in the [N, T] result.
     last: [N] index into the R*S hidden states of each candidate's last token.
@@ -41,7 +45,10 @@ class Plan:
     input_ids: Tensor
     is_image: Tensor
     is_video: Tensor
-    attention: Tensor
+    is_response: Tensor
+    attention: Tensor | None
+    windowed: Tensor | None
+    tree: Tree | None
     positions: Tensor | None
     images: dict[str, Tensor]
     image_order: Tensor
@@ -62,6 +69,8 @@ class Plan:
         def move(value: object) -> object:
             if isinstance(value, Tensor):
                 return value.to(device, non_blocking=True)
+            if isinstance(value, Tree):
+                return value.to(device)
             if isinstance(value, dict):
                 return {key: item.to(device, non_blocking=True) for key, item in value.items()}
             return value
@@ -77,6 +86,8 @@ def make_plan(
     image_token_id: int,
     video_token_id: int | None,
     pad_token_id: int,
+    packed: bool = False,
+    window: int | None = None,
 ) -> Plan:
     """Lay a batch out.
 
@@ -86,61 +97,85 @@ def make_plan(
     shared_prefix: one row per condition, [prompt | response 1 | response 2 | ... | pad]. Each
         response sees the prompt and itself, never its siblings, and its positions restart after
         the prompt, so every response token sees what it would see in a row of its own.
+    packed: shared_prefix in a single row without padding, all prompts before all responses; for
+        attention that follows a `tree` instead of a mask.
+    window: what a layer with a sliding window sees, in tokens of the prompt and the response.
     Raises DataError, naming the row, where placeholders and features of pictures or clips differ.
     """
     for condition in batch.conditions:
         _check_media(condition, "image", image_token_id, condition.num_image_tokens)
         _check_media(condition, "video", video_token_id, condition.num_video_tokens)
-    if layout == "padded":
-        rows = [
-            _Row(condition=batch.conditions[c.condition], branches=[(index, c.response_ids)])
-            for index, c in enumerate(batch.candidates)
-        ]
+    shared = layout == "shared_prefix"
+    groups = _groups(batch, shared)
+    prompts = [len(group.condition.prompt_ids) for group in groups]
+    lengths = [[len(ids) for _, ids in group.branches] for group in groups]
+    if packed and shared:
+        rows, width = 1, sum(prompts) + sum(map(sum, lengths))
     else:
-        rows = [_Row(condition=condition, branches=[]) for condition in batch.conditions]
-        for index, c in enumerate(batch.candidates):
-            rows[c.condition].branches.append((index, c.response_ids))
-        rows = [row for row in rows if row.branches]
-    width = max(row.length for row in rows)
-    input_ids = torch.full((len(rows), width), pad_token_id)
-    token_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+        rows, width = len(groups), max(p + sum(r) for p, r in zip(prompts, lengths, strict=True))
+    starts = _starts(prompts, lengths, width, packed=packed and shared)
+    input_ids = torch.full((rows * width,), pad_token_id)
+    # 0 in a prompt, the branch's number from 1 in a response, -1 in padding.
+    branch = torch.full((rows * width,), -1)
     source: list[int] = []
     target: list[int] = []
     candidate: list[int] = []
     offset: list[int] = []
     last = torch.zeros(len(batch.candidates), dtype=torch.long)
-    for r, row in enumerate(rows):
-        tokens = list(row.condition.prompt_ids)
-        for index, response in row.branches:
+    for group, size, (start, branch_starts) in zip(groups, prompts, starts, strict=True):
+        input_ids[start : start + size] = torch.tensor(group.condition.prompt_ids)
+        branch[start : start + size] = 0
+        for number, ((index, response), place) in enumerate(
+            zip(group.branches, branch_starts, strict=True), start=1
+        ):
+            stop = place + len(response)
+            input_ids[place:stop] = torch.tensor(response)
+            branch[place:stop] = number
             # The first token of every branch is predicted by the prompt's last state, wherever
             # the branch lies in the row.
-            start = r * width + len(tokens)
-            source += [r * width + len(row.condition.prompt_ids) - 1]
-            source += range(start, start + len(response) - 1)
+            source += [start + size - 1, *range(place, stop - 1)]
             target += response
             candidate += [index] * len(response)
             offset += range(len(response))
-            last[index] = start + len(response) - 1
-            tokens += response
-        input_ids[r, : len(tokens)] = torch.tensor(tokens)
-        token_mask[r, : len(tokens)] = True
-    shared = layout == "shared_prefix"
+            last[index] = stop - 1
     images, image_order = _media(
-        [row.condition.images for row in rows], family.image_inputs, unique=shared
+        [group.condition.images for group in groups],
+        family.image_inputs,
+        unique=shared,
+        num_pieces=family.num_pieces,
     )
     videos, video_order = _media(
-        [row.condition.videos for row in rows], family.video_inputs, unique=shared
+        [group.condition.videos for group in groups], family.video_inputs, unique=shared
     )
     mask = torch.zeros(len(batch.candidates), max(offset) + 1, dtype=torch.bool)
     mask[candidate, offset] = True
-    is_video = token_mask & (input_ids == (-1 if video_token_id is None else video_token_id))
+    input_ids, branch = input_ids.view(rows, width), branch.view(rows, width)
+    is_image = (branch >= 0) & (input_ids == image_token_id)
+    positions = attention = windowed = tree = None
+    if shared:
+        own = [group.condition.positions for group in groups]
+        positions = _counted(groups, starts, rows, width, own)
+        if packed:
+            tree = make_tree(prompts, lengths, two_way=family.prompt_attention == "bidirectional")
+        else:
+            attention = _row_attention(branch, is_image, family)
+            if window is not None:
+                order = [torch.arange(size)[None] for size in prompts]
+                (places,) = _counted(groups, starts, rows, width, order)
+                near = places[:, :, None] - places[:, None, :] < window
+                windowed = attention & near[:, None]
+    else:
+        attention = branch >= 0
     return Plan(
         layout=layout,
         input_ids=input_ids,
-        is_image=(input_ids == image_token_id) & token_mask,
-        is_video=is_video,
-        attention=_branch_attention(rows, width) if shared else token_mask,
-        positions=_branch_positions(rows, width, family.num_axes) if shared else None,
+        is_image=is_image,
+        is_video=(branch >= 0) & (input_ids == (-1 if video_token_id is None else video_token_id)),
+        is_response=branch > 0,
+        attention=attention,
+        windowed=windowed,
+        tree=tree,
+        positions=positions,
         images=images,
         image_order=torch.tensor(image_order, dtype=torch.long),
         videos=videos,
@@ -152,18 +187,45 @@ def make_plan(
         last=last,
         mask=mask,
         marked=_marked(batch, mask),
-        num_tokens=int(token_mask.sum()),
+        num_tokens=int((branch >= 0).sum()),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
+class _Group:
+    """A condition and the candidates under it that share it, by number."""
+
     condition: Condition
     branches: list[tuple[int, list[int]]]
 
-    @property
-    def length(self) -> int:
-        return len(self.condition.prompt_ids) + sum(len(ids) for _, ids in self.branches)
+
+# Where a group's prompt starts among all R*S tokens, and where each of its branches does.
+_Start = tuple[int, list[int]]
+
+
+def _groups(batch: CandidateBatch, shared: bool) -> list[_Group]:
+    if not shared:
+        return [
+            _Group(condition=batch.conditions[c.condition], branches=[(index, c.response_ids)])
+            for index, c in enumerate(batch.candidates)
+        ]
+    groups = [_Group(condition=condition, branches=[]) for condition in batch.conditions]
+    for index, c in enumerate(batch.candidates):
+        groups[c.condition].branches.append((index, c.response_ids))
+    return [group for group in groups if group.branches]
+
+
+def _starts(
+    prompts: list[int], lengths: list[list[int]], width: int, *, packed: bool
+) -> list[_Start]:
+    result: list[_Start] = []
+    branch = sum(prompts)
+    for number, (size, own) in enumerate(zip(prompts, lengths, strict=True)):
+        start = sum(prompts[:number]) if packed else number * width
+        branch = branch if packed else start + size
+        result.append((start, [branch + sum(own[:n]) for n in range(len(own))]))
+        branch += sum(own)
+    return result
 
 
 def _check_media(condition: Condition, kind: str, token_id: int | None, num_features: int) -> None:
@@ -178,18 +240,28 @@ def _check_media(condition: Condition, kind: str, token_id: int | None, num_feat
 
 
 def _media(
-    rows: Sequence[tuple[EncodedMedia, ...]], names: tuple[str, ...], *, unique: bool
+    rows: Sequence[tuple[EncodedMedia, ...]],
+    names: tuple[str, ...],
+    *,
+    unique: bool,
+    num_pieces: Callable[[Mapping[str, Tensor]], int] | None = None,
 ) -> tuple[dict[str, Tensor], list[int]]:
-    """Processor tensors to encode, each distinct picture once if `unique`, and the fill order."""
+    """Processor tensors to encode, each distinct picture once if `unique`, and the fill order.
+
+    The order runs over rows of the tower's output, of which a picture has one or `num_pieces`.
+    """
     chosen: list[EncodedMedia] = []
-    index_of: dict[str, int] = {}
+    pieces_of: dict[str, range] = {}
     order: list[int] = []
+    count = 0
     for row in rows:
         for media in row:
-            if not unique or media.key not in index_of:
-                index_of[media.key] = len(chosen)
+            if not unique or media.key not in pieces_of:
+                size = 1 if num_pieces is None else num_pieces(media.inputs)
+                pieces_of[media.key] = range(count, count + size)
+                count += size
                 chosen.append(media)
-            order.append(index_of[media.key])
+            order += pieces_of[media.key]
     if not chosen:
         return {}, []
     return {name: joined(name, [media.inputs[name] for media in chosen]) for name in names}, order
@@ -225,29 +297,34 @@ def _marked(batch: CandidateBatch, mask: Tensor) -> Tensor | None:
     return result
 
 
-def _branch_positions(rows: list[_Row], width: int, num_axes: int) -> Tensor:
-    """[A, R, S]: the prompt's positions, then each branch counting on from the prompt's end."""
-    result = torch.zeros(num_axes, len(rows), width, dtype=torch.long)
-    for r, row in enumerate(rows):
-        end = len(row.condition.prompt_ids)
-        result[:, r, :end] = row.condition.positions
+def _counted(
+    groups: list[_Group], starts: list[_Start], rows: int, width: int, own: list[Tensor]
+) -> Tensor:
+    """[A, R, S]: the prompts' `own` counts, [A, P] each, and every branch counting on from them."""
+    result = torch.zeros(len(own[0]), rows * width, dtype=torch.long)
+    for group, (start, branch_starts), prompt in zip(groups, starts, own, strict=True):
+        result[:, start : start + prompt.shape[1]] = prompt
         # From the last token, not the largest position: a clip's time may run ahead of the text.
-        follow = int(row.condition.positions[:, -1].max()) + 1
-        for _, response in row.branches:
-            result[:, r, end : end + len(response)] = torch.arange(follow, follow + len(response))
-            end += len(response)
-    return result
+        follow = int(prompt[:, -1].max()) + 1
+        for (_, response), place in zip(group.branches, branch_starts, strict=True):
+            count = torch.arange(follow, follow + len(response))
+            result[:, place : place + len(response)] = count
+    return result.view(-1, rows, width)
 
 
-def _branch_attention(rows: list[_Row], width: int) -> Tensor:
+def _row_attention(branch: Tensor, is_image: Tensor, family: Family) -> Tensor:
     """[R, 1, S, S] bool: causal, no branch sees another; padding sees itself, to stay finite."""
-    branch = torch.full((len(rows), width), -1)
-    for r, row in enumerate(rows):
-        end = len(row.condition.prompt_ids)
-        branch[r, :end] = 0
-        for number, (_, response) in enumerate(row.branches, start=1):
-            branch[r, end : end + len(response)] = number
-            end += len(response)
     query, key = branch[:, :, None], branch[:, None, :]
-    sees = torch.ones(width, width, dtype=torch.bool).tril() & ((key == query) | (key == 0))
+    width = branch.shape[1]
+    before = torch.ones(width, width, dtype=torch.bool).tril()
+    if family.prompt_attention == "bidirectional":
+        before = before | ((query == 0) & (key == 0))
+    elif family.prompt_attention == "picture_blocks":
+        # Neighbouring picture tokens are one picture, as in transformers' Gemma3.
+        first = is_image & ~is_image.roll(1, 1)
+        first[:, 0] = is_image[:, 0]
+        picture = first.cumsum(1).masked_fill(~is_image, 0)
+        mine, theirs = picture[:, :, None], picture[:, None, :]
+        before = before | ((mine == theirs) & (mine > 0))
+    sees = before & ((key == query) | (key == 0))
     return sees[:, None]

@@ -9,6 +9,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
+from mmalign.attention.choose import MASKED, Attention
+from mmalign.attention.interface import install
 from mmalign.models.families import Family
 from mmalign.models.load import base_model
 from mmalign.models.reward_head import head_of, rewards_of
@@ -22,12 +24,16 @@ class Scorer(nn.Module):
 
     It is a module so that DDP and FSDP can wrap it: gradients are only synchronised through the
     wrapper's own forward. `model` is a transformers image-text-to-text model or a PeftModel of one.
+    attention: how packed rows attend; without one, plans must not be packed.
     """
 
-    def __init__(self, model: nn.Module, family: Family) -> None:
+    def __init__(self, model: nn.Module, family: Family, attention: Attention = MASKED) -> None:
         super().__init__()
         self.model = model
         self.family = family
+        self.attention = attention
+        if attention.packs:
+            install(base_model(model).get_decoder())
 
     def forward(
         self,
@@ -113,14 +119,14 @@ class Scorer(nn.Module):
     def _hidden(self, body: nn.Module, plan: Plan) -> Tensor:
         """Last hidden states, [R, S, H]."""
         if plan.layout == "padded":
-            kinds = plan.is_image.int() + 2 * plan.is_video.int()
+            assert plan.attention is not None
             return body(
                 input_ids=plan.input_ids,
                 attention_mask=plan.attention.long(),
                 use_cache=False,
                 **plan.images,
                 **plan.videos,
-                **({"mm_token_type_ids": kinds} if self.family.num_axes > 1 else {}),
+                **self._token_types(plan),
             ).last_hidden_state
         positions = plan.positions
         assert positions is not None
@@ -134,13 +140,33 @@ class Scorer(nn.Module):
             encoded["video"] = _in_order(found, plan.video_order)
         return body(
             input_ids=plan.input_ids,
-            attention_mask=self._attention(body, plan.attention),
             position_ids=positions if len(positions) > 1 else positions[0],
             use_cache=False,
+            **self._attention(body, plan),
             **({"mm_encoder_outputs": encoded} if encoded else {}),
         ).last_hidden_state
 
-    def _attention(self, body: nn.Module, allowed: Tensor) -> Tensor:
+    def _token_types(self, plan: Plan) -> dict[str, Tensor]:
+        if self.family.token_types is None:
+            return {}
+        kinds = plan.is_image.int() + 2 * plan.is_video.int()
+        return self.family.token_types(kinds, plan.is_response)
+
+    def _attention(self, body: nn.Module, plan: Plan) -> dict[str, Any]:
+        """What tells the layers who sees whom: a tree's attention, or a mask for each kind."""
+        if plan.tree is not None:
+            assert self.attention.packed is not None, "the plan is packed, the attention is not"
+            # transformers passes a mask of four dimensions on as it is, and `attend` reads none.
+            unread = plan.is_image.new_ones(1, 1, 1, 1)
+            return {"attention_mask": unread, "packed": self.attention.packed(plan.tree)}
+        assert plan.attention is not None
+        mask = self._as_taken(body, plan.attention)
+        if plan.windowed is None:
+            return {"attention_mask": mask}
+        windowed = self._as_taken(body, plan.windowed)
+        return {"attention_mask": {"full_attention": mask, "sliding_attention": windowed}}
+
+    def _as_taken(self, body: nn.Module, allowed: Tensor) -> Tensor:
         """The mask as the attention implementation takes it: bool for SDPA, additive for eager."""
         if body.config._attn_implementation != "eager":  # type: ignore[union-attr]
             return allowed
@@ -156,12 +182,18 @@ def body_and_head(model: nn.Module) -> tuple[Any, Any]:
 
 def _in_order(encoded: Any, order: Tensor) -> Any:
     """The tower's output with its features repeated and put into the order of the places."""
-    features = encoded.pooler_output
-    if isinstance(features, Tensor):
-        encoded.pooler_output = features[order]
-    else:
-        encoded.pooler_output = [features[i] for i in order.tolist()]
+    encoded.pooler_output = _taken(encoded.pooler_output, order)
+    # Qwen3-VL's features for the first layers of the language model, one set for each layer.
+    if (deeper := encoded.get("deepstack_features")) is not None:
+        encoded["deepstack_features"] = [_taken(features, order) for features in deeper]
     return encoded
+
+
+def _taken(features: Any, order: Tensor) -> Any:
+    """Rows of a tensor, or items of a sequence with one tensor for each picture."""
+    if isinstance(features, Tensor):
+        return features[order]
+    return [features[i] for i in order.tolist()]
 
 
 def _without_adapter(head: nn.Module) -> nn.Module:

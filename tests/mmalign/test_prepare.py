@@ -22,8 +22,7 @@ def picture(width: int, height: int):
 def preparer(request, tmp_path_factory) -> Preparer:
     path = tmp_path_factory.mktemp("tiny") / request.param
     TinyModel(
-        output=str(path), family=request.param, image_size=64,
-        patch_size=8 if request.param == "llava15" else 4,
+        output=str(path), family=request.param, image_size=64
     ).build()  # fmt: skip
     return load_processor(str(path))
 

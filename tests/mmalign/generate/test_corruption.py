@@ -29,7 +29,6 @@ from mmalign.models.load import ModelConfig, base_model
 from mmalign.models.tiny import TinyModel
 from mmalign.records import Media, user
 
-TINY = {"llava15": 8, "qwen25vl": 4, "llava_onevision": 8}
 CASES = [
     (family.name, kind)
     for family in FAMILIES
@@ -44,8 +43,8 @@ def paths(tmp_path_factory) -> dict[str, str]:
     """A tiny checkpoint of each family."""
     folder = tmp_path_factory.mktemp("tiny")
     return {
-        name: str(TinyModel(output=str(folder / name), family=name, patch_size=size).build())
-        for name, size in TINY.items()
+        family.name: str(TinyModel(output=str(folder / family.name), family=family.name).build())
+        for family in FAMILIES
     }
 
 

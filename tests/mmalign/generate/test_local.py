@@ -19,8 +19,7 @@ WORDS = tuple(["the", "image", "shows", "a", "dog", "cat", "and", ".", "one", "t
 def path(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / request.param
     return TinyModel(
-        output=str(folder), family=request.param, words=WORDS,
-        patch_size=8 if request.param == "llava15" else 4,
+        output=str(folder), family=request.param, words=WORDS
     ).build()  # fmt: skip
 
 

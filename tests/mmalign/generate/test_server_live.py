@@ -78,11 +78,7 @@ def healthy(port: int) -> bool:
 @pytest.fixture(scope="module", params=FAMILIES)
 def path(request, tmp_path_factory, server) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / request.param
-    TinyModel(
-        output=str(folder),
-        family=request.param,
-        patch_size=8 if request.param == "llava15" else 4,
-    ).build()
+    TinyModel(output=str(folder), family=request.param).build()
     speak_letters(folder)
     return folder
 

@@ -20,9 +20,7 @@ from mmalign.models.tiny import TinyModel
 @pytest.fixture(scope="module", params=["llava15", "qwen25vl"])
 def path(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / request.param
-    return TinyModel(
-        output=str(folder), family=request.param, patch_size=8 if request.param == "llava15" else 4
-    ).build()
+    return TinyModel(output=str(folder), family=request.param).build()
 
 
 def trainable(policy) -> dict[str, bool]:
@@ -130,7 +128,7 @@ def test_an_unknown_family_names_the_known_ones(tmp_path):
 
     from mmalign.models.families import family_of
 
-    with pytest.raises(ModelError, match="llava, qwen2_5_vl"):
+    with pytest.raises(ModelError, match=r"llava, .*qwen2_5_vl"):
         family_of(Blip2Config())
 
 

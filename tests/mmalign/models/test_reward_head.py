@@ -26,16 +26,13 @@ from mmalign.models.tiny import TinyModel
 from mmalign.records import user
 from mmalign.reward import Critics, Judgement, RewardModel
 
-TINY = {"llava15": 8, "qwen25vl": 4, "llava_onevision": 8}
 LORA = {"rank": 4, "alpha": 8}
 
 
 @pytest.fixture(scope="module", params=[family.name for family in FAMILIES])
 def path(request, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / request.param
-    return TinyModel(
-        output=str(folder), family=request.param, patch_size=TINY[request.param]
-    ).build()
+    return TinyModel(output=str(folder), family=request.param).build()
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ from mmalign.scoring.candidates import Candidate, CandidateBatch
 from mmalign.scoring.plan import make_plan
 from mmalign.scoring.scorer import Scorer
 
-PATCH = {"qwen25vl": 4, "llava_onevision": 8}
 WITH_CLIPS = [family.name for family in FAMILIES if family.video_inputs]
 
 
@@ -44,8 +43,7 @@ WORDS = ("What", "happens?", *(f"w{number}" for number in range(40)))
 
 
 def tiny(path, family: str, words: tuple[str, ...] | None = None) -> Policy:
-    patch = PATCH.get(family, 8)
-    TinyModel(output=str(path), family=family, patch_size=patch, words=words).build()
+    TinyModel(output=str(path), family=family, words=words).build()
     train = TrainParts(vision=True, projector=True)
     return load_policy(ModelConfig(path=str(path), train=train))
 

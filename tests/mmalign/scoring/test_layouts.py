@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mmalign.attention.choose import MASKED, Attention, choose, sliding_window
 from mmalign.errors import DataError
 from mmalign.media import embed
 from mmalign.models.families import FAMILIES, mrope_positions
@@ -19,8 +20,6 @@ from mmalign.scoring.candidates import Candidate, CandidateBatch, Condition
 from mmalign.scoring.plan import joined, make_plan
 from mmalign.scoring.scorer import Scorer
 
-TINY = {"llava15": 8, "qwen25vl": 4, "llava_onevision": 8}
-
 
 def picture(seed: int, width: int, height: int) -> Media:
     pixels = np.random.RandomState(seed).randint(0, 255, (height, width, 3), dtype=np.uint8)
@@ -30,7 +29,7 @@ def picture(seed: int, width: int, height: int) -> Media:
 @pytest.fixture(scope="module", params=[family.name for family in FAMILIES])
 def policy(request, tmp_path_factory) -> Policy:
     path = tmp_path_factory.mktemp("tiny") / request.param
-    TinyModel(output=str(path), family=request.param, patch_size=TINY[request.param]).build()
+    TinyModel(output=str(path), family=request.param).build()
     train = TrainParts(vision=True, projector=True)
     return load_policy(ModelConfig(path=str(path), train=train))
 
@@ -53,20 +52,34 @@ def batch_of(policy: Policy, rows: list[tuple[str, list[int], list[str]]]) -> Ca
     return CandidateBatch(conditions=conditions, candidates=candidates)
 
 
+def attention_of(policy: Policy) -> Attention:
+    config = policy.model.config.get_text_config()
+    return choose("auto", policy.family, config, "cpu", torch.float32)
+
+
 def plan_of(policy: Policy, batch: CandidateBatch, layout):
+    """layout: padded, shared_prefix (rows under masks), or packed (shared_prefix in one row)."""
     return make_plan(
         batch,
         policy.family,
-        layout,
+        "padded" if layout == "padded" else "shared_prefix",
+        packed=layout == "packed",
+        window=sliding_window(policy.model.config.get_text_config()),
         image_token_id=policy.preparer.image_token_id,
         video_token_id=policy.preparer.video_token_id,
         pad_token_id=policy.preparer.tokenizer.pad_token_id,
     )
 
 
+def scorer_of(policy: Policy, layout: str) -> Scorer:
+    return Scorer(
+        policy.model, policy.family, attention_of(policy) if layout == "packed" else MASKED
+    )
+
+
 def scores_and_gradients(policy: Policy, batch: CandidateBatch, layout):
     policy.model.zero_grad()
-    scores = Scorer(policy.model, policy.family)(plan_of(policy, batch, layout), competitor=True)
+    scores = scorer_of(policy, layout)(plan_of(policy, batch, layout), competitor=True)
     weights = torch.arange(1.0, len(batch.candidates) + 1)
     loss = (scores.sums() * weights).sum() / weights.sum()
     loss.backward()
@@ -84,19 +97,26 @@ MIXED = [
 ]
 
 
-def test_layouts_agree_on_unequal_prompts_many_images_many_candidates(policy):
+@pytest.fixture(params=["shared_prefix", "packed"])
+def layout(request, policy) -> str:
+    if request.param == "packed" and not attention_of(policy).packs:
+        pytest.skip("this family's attention takes masks")
+    return request.param
+
+
+def test_layouts_agree_on_unequal_prompts_many_images_many_candidates(policy, layout):
     batch = batch_of(policy, MIXED)
     padded, loss, gradient = scores_and_gradients(policy, batch, "padded")
-    shared, shared_loss, shared_gradient = scores_and_gradients(policy, batch, "shared_prefix")
+    shared, shared_loss, shared_gradient = scores_and_gradients(policy, batch, layout)
     assert torch.equal(padded.mask, shared.mask)
     assert torch.allclose(padded.logps, shared.logps, atol=1e-5)
     assert torch.allclose(padded.competitor_logps, shared.competitor_logps, atol=1e-5)
     assert shared_loss == pytest.approx(loss, rel=1e-5)
     assert (shared_gradient - gradient).norm() <= 1e-5 * gradient.norm()
-    assert (
-        plan_of(policy, batch, "shared_prefix").num_tokens
-        < plan_of(policy, batch, "padded").num_tokens
-    )
+    plan = plan_of(policy, batch, layout)
+    assert plan.num_tokens < plan_of(policy, batch, "padded").num_tokens
+    if layout == "packed":
+        assert plan.num_tokens == plan.input_ids.numel()
 
 
 words = st.text(alphabet="abc .", min_size=1, max_size=12).filter(str.strip)
@@ -115,10 +135,10 @@ rows = st.lists(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(rows=rows)
-def test_layouts_agree_whatever_the_batch(policy, rows):
+def test_layouts_agree_whatever_the_batch(policy, layout, rows):
     batch = batch_of(policy, rows)
     padded, _, gradient = scores_and_gradients(policy, batch, "padded")
-    shared, _, shared_gradient = scores_and_gradients(policy, batch, "shared_prefix")
+    shared, _, shared_gradient = scores_and_gradients(policy, batch, layout)
     assert torch.allclose(padded.logps, shared.logps, atol=1e-5)
     assert (shared_gradient - gradient).norm() <= 1e-5 * gradient.norm()
 
@@ -134,8 +154,10 @@ def test_padded_scores_are_the_models_own_logits(policy):
             name: joined(name, [image.inputs[name] for image in condition.images])
             for name in (policy.family.image_inputs if condition.images else ())
         }
-        if policy.family.num_axes > 1:
-            inputs["mm_token_type_ids"] = (ids == policy.preparer.image_token_id).int()
+        if policy.family.token_types is not None:
+            kinds = (ids == policy.preparer.image_token_id).int()
+            is_response = torch.arange(ids.shape[1])[None] >= len(condition.prompt_ids)
+            inputs |= policy.family.token_types(kinds, is_response)
         logits = policy.model(input_ids=ids, **inputs).logits[0].log_softmax(-1)
         start = len(condition.prompt_ids)
         wanted = [
@@ -145,17 +167,17 @@ def test_padded_scores_are_the_models_own_logits(policy):
         assert scores.logps[index, len(wanted) :].abs().sum() == 0
 
 
-def test_candidate_order_and_neighbours_change_nothing(policy):
+def test_candidate_order_and_neighbours_change_nothing(policy, layout):
     batch = batch_of(policy, MIXED)
-    whole = Scorer(policy.model, policy.family)(plan_of(policy, batch, "shared_prefix"))
+    whole = scorer_of(policy, layout)(plan_of(policy, batch, layout))
     order = [3, 0, 6, 2, 1, 5, 4]
     moved = CandidateBatch(
         conditions=batch.conditions, candidates=[batch.candidates[i] for i in order]
     )
-    scores = Scorer(policy.model, policy.family)(plan_of(policy, moved, "shared_prefix"))
+    scores = scorer_of(policy, layout)(plan_of(policy, moved, layout))
     assert torch.allclose(scores.sums(), whole.sums()[order], atol=1e-5)
     alone = CandidateBatch(conditions=batch.conditions[:1], candidates=batch.candidates[:1])
-    single = Scorer(policy.model, policy.family)(plan_of(policy, alone, "shared_prefix"))
+    single = scorer_of(policy, layout)(plan_of(policy, alone, layout))
     assert single.sums()[0].item() == pytest.approx(whole.sums()[0].item(), abs=1e-5)
 
 

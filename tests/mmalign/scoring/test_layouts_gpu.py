@@ -21,9 +21,7 @@ pytestmark = [
 @pytest.fixture(scope="module", params=["llava15", "qwen25vl"])
 def path(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / request.param
-    return TinyModel(
-        output=str(folder), family=request.param, patch_size=8 if request.param == "llava15" else 4
-    ).build()
+    return TinyModel(output=str(folder), family=request.param).build()
 
 
 @pytest.mark.parametrize(("autocast", "tolerance"), [(False, 1e-4), (True, 0.1)])

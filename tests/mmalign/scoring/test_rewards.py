@@ -17,13 +17,11 @@ from mmalign.scoring.candidates import Candidate, CandidateBatch
 from mmalign.scoring.plan import Plan, make_plan
 from mmalign.scoring.scorer import Scorer
 
-TINY = {"llava15": 8, "qwen25vl": 4, "llava_onevision": 8}
-
 
 @pytest.fixture(scope="module", params=[family.name for family in FAMILIES])
 def policy(request, tmp_path_factory) -> Policy:
     path = tmp_path_factory.mktemp("tiny") / request.param
-    TinyModel(output=str(path), family=request.param, patch_size=TINY[request.param]).build()
+    TinyModel(output=str(path), family=request.param).build()
     return load_policy(validate({"path": str(path), "reward_head": {}}, ModelConfig, "test"))
 
 

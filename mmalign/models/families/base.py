@@ -1,0 +1,121 @@
+"""What the library must know of a model family, and how positions count in most of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageInputs = Mapping[str, "Tensor"]
+
+# Every linear layer of the language model, and none of the tower, which has layers of these names.
+LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """What the library must know of one family of vision-language models.
+
+    towers: vision architectures under which the other facts hold; empty for the family's own one.
+    vision, projector: module paths under the multimodal body (`model.model`), for freezing and
+        for the parameter table; everything else counts as language model.
+    image_inputs, video_inputs: what the processor makes of a picture and of a clip; no
+        video_inputs where the family takes no clips.
+    image_options: what the image processor is told by the family's processor.
+    num_image_tokens, num_video_tokens: placeholder tokens of one processed picture or clip, from
+        its own inputs.
+    picture_text: what stands for one picture in the rendered prompt, from all that the image
+        processor made of it and the processor, where that is more than its placeholder repeated.
+    num_pieces: rows of the tower's output that one picture takes, where that is not one.
+    positions: position ids [A, S] of a prompt (A axes: 1, or 3 for M-RoPE).
+    prompt_attention: which later tokens of the prompt a prompt token sees: none (causal), all
+        (bidirectional), or those of its own picture (picture_blocks).
+    token_types: what else the model's own forward must be told of its tokens, by name, from their
+        kinds (0 text, 1 picture, 2 clip) and whether they belong to a response, both [R, S].
+    token_pixels: pixels that one image token stands for, where a smaller picture gives fewer
+        tokens; None where every picture gives as many.
+    lora_targets: regular expression of the linear layers that LoRA adapts by default: those of the
+        language model; the vision tower and the projector stay as they are.
+    max_images: most pictures in one prompt; None for any number.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    towers: tuple[str, ...]
+    vision: str
+    projector: str
+    image_inputs: tuple[str, ...]
+    num_image_tokens: Callable[[ImageInputs, Any], int]
+    video_inputs: tuple[str, ...] = ()
+    num_video_tokens: Callable[[ImageInputs, Any], int] | None = None
+    image_options: Mapping[str, Any] = field(default_factory=dict)
+    picture_text: Callable[[Mapping[str, Any], Any], str] | None = None
+    num_pieces: Callable[[ImageInputs], int] | None = None
+    positions: Callable[[Tensor, list[ImageInputs], list[ImageInputs], Any], Tensor]
+    prompt_attention: Literal["causal", "bidirectional", "picture_blocks"] = "causal"
+    token_types: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
+    token_pixels: Callable[[Any], int] | None = None
+    lora_targets: str = LANGUAGE_LAYERS
+    max_images: int | None = None
+
+    @property
+    def num_axes(self) -> int:
+        """Rows of the position ids: 3 for M-RoPE, else 1."""
+        return 3 if self.positions is mrope_positions else 1
+
+
+def linear_positions(
+    prompt_ids: Tensor, images: list[ImageInputs], videos: list[ImageInputs], config: Any
+) -> Tensor:
+    """0, 1, 2, …: [1, S] int64."""
+    import torch
+
+    return torch.arange(len(prompt_ids))[None]
+
+
+def mrope_positions(
+    prompt_ids: Tensor, images: list[ImageInputs], videos: list[ImageInputs], config: Any
+) -> Tensor:
+    """Multimodal rotary positions of a prompt: time, height and width of each token, [3, S] int64.
+
+    Text advances all three axes by one. An image of t x h x w merged patches starts at the next
+    free position p: its tokens get (p + time, p + row, p + column), and text resumes at
+    p + max(h, w) (Qwen2-VL, arXiv 2409.12191, section 2.1). A clip's time advances by
+    tokens_per_second * (seconds per temporal patch), each time cut to a whole number (Qwen2.5-VL,
+    arXiv 2502.13923, section 2.1.3). Equal to transformers' get_rope_index; ours runs where batches
+    are made, without the model.
+    """
+    import torch
+
+    merge = config.vision_config.spatial_merge_size
+    kinds = (prompt_ids == config.image_token_id) + 2 * (prompt_ids == config.video_token_id)
+    result = torch.empty(3, len(prompt_ids), dtype=torch.long)
+    index = position = 0
+    pictures, clips = iter(images), iter(videos)
+    while index < len(prompt_ids):
+        if kinds[index] == 0:
+            result[:, index] = position
+            index, position = index + 1, position + 1
+            continue
+        if kinds[index] == 1:
+            grid_thw, pace = next(pictures)["image_grid_thw"][0], 1
+        else:
+            clip = next(clips)
+            grid_thw = clip["video_grid_thw"][0]
+            pace = config.vision_config.tokens_per_second * float(clip["second_per_grid_ts"][0])
+        time, height, width = grid_thw.tolist()
+        height, width = height // merge, width // merge
+        grid = torch.cartesian_prod(
+            (torch.arange(time) * pace).long(), torch.arange(height), torch.arange(width)
+        ).reshape(-1, 3)
+        result[:, index : index + len(grid)] = position + grid.T
+        index, position = index + len(grid), position + max(height, width)
+    return result
+
+
+def modality_types(kinds: Tensor, is_response: Tensor) -> dict[str, Tensor]:
+    """What models with M-RoPE ask for: 0 text, 1 picture, 2 clip."""
+    return {"mm_token_type_ids": kinds}
