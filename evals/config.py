@@ -28,7 +28,7 @@ class EvalModel(Strict):
     revision: str | None = None
     adapter: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: Literal["auto", "sdpa", "eager"] = "auto"
     trust_remote_code: bool = False
     max_pixels: PositiveInt | None = None
     frames: FrameSampling = FrameSampling()

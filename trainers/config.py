@@ -44,9 +44,12 @@ class DataConfig(Strict):
 
 
 class ScorerConfig(Strict):
-    """How candidates are laid out for the model; both layouts give the same scores."""
+    """How candidates are laid out for the model; both layouts give the same scores.
 
-    layout: Layout = "shared_prefix"
+    auto: for each micro-batch the one that costs less, told from its token counts.
+    """
+
+    layout: Literal["auto"] | Layout = "auto"
 
 
 class OptimConfig(Strict):

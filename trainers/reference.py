@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from mmalign.attention.choose import Attention
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger, progress
 from mmalign.models.load import Policy, trained_outside_adapter
@@ -63,7 +64,11 @@ def adapter_off(policy: Policy, scorer: nn.Module, *, asked: Mapping[str, bool])
 
 
 def frozen_copy(
-    policy: Policy, accelerator: Accelerator, *, asked: Mapping[str, bool]
+    policy: Policy,
+    accelerator: Accelerator,
+    attention: Attention,
+    *,
+    asked: Mapping[str, bool],
 ) -> Reference:
     """A second copy of the policy, taken before the first step or before a resumed state is read.
 
@@ -75,7 +80,7 @@ def frozen_copy(
             fix="use reference=cached, or train a LoRA adapter",
         )
     model = copy.deepcopy(policy.model).requires_grad_(False).eval()
-    scorer = Scorer(model, policy.family)
+    scorer = Scorer(model, policy.family, attention)
 
     def score(batch: Batch) -> TokenScores:
         with torch.no_grad(), accelerator.autocast():

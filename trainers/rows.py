@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader
 from mmalign.errors import MediaError, TrainingError
 from mmalign.log import progress
 from mmalign.media import read_bytes
-from mmalign.models.load import Policy
 from mmalign.prepare import RowDropped
 from mmalign.records import Media, media_of
 from mmalign.scores import PairTable, Totals
-from mmalign.scoring.plan import Layout, Plan, make_plan
+from mmalign.scoring.plan import Plan
+from mmalign.scoring.planner import Planner
 from mmalign.store import Dataset
 from trainers.config import DataConfig
 from trainers.objectives.base import Objective, PreparedRow, collate, table
@@ -102,14 +102,11 @@ class Rows:
         self,
         dataset: Dataset[Any],
         objective: Objective,
-        policy: Policy,
+        planner: Planner,
         config: DataConfig,
-        *,
-        layout: Layout,
     ) -> None:
         self.dataset, self.objective = dataset, objective
-        self.layout: Layout = layout
-        self.family, self.preparer = policy.family, policy.preparer
+        self.planner = planner
         self.limit, self.workers = config.limit, config.workers
         self._cache: OrderedDict[int, PreparedRow] = OrderedDict()
         self._free = config.cache_mb * 2**20
@@ -179,15 +176,7 @@ class Rows:
 
     def batch_of(self, places: list[int], rows: list[PreparedRow]) -> Batch:
         """The micro-batch of rows that stand at these places, on the CPU."""
-        plan = make_plan(
-            collate(rows),
-            self.family,
-            self.layout,
-            image_token_id=self.preparer.image_token_id,
-            video_token_id=self.preparer.video_token_id,
-            pad_token_id=self.preparer.pad_token_id,
-        )
-        return Batch(places=places, plan=plan, table=table(rows))
+        return Batch(places=places, plan=self.planner(collate(rows)), table=table(rows))
 
     def records(self, survey: Survey, places: list[int]) -> list[Any]:
         """The dataset's records at these places."""

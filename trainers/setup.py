@@ -14,6 +14,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 from torch import nn
 
+from mmalign.attention.choose import Attention, choose
 from mmalign.config import dump_yaml
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger
@@ -22,6 +23,7 @@ from mmalign.models.load import Policy, base_model, load_policy, part_table
 from mmalign.models.reward_head import head_of
 from mmalign.prepare import TokenLimits
 from mmalign.scores import Totals
+from mmalign.scoring.planner import planner_of
 from mmalign.scoring.scorer import Scorer
 from mmalign.store import Dataset, write_atomically
 from trainers.config import Recipe
@@ -133,7 +135,9 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     assert accelerator.ddp_handler is not None
     accelerator.ddp_handler.find_unused_parameters = _may_idle(policy)
     objective = objective_for(recipe.loss, policy.preparer, dataset.media_root)
-    rows = Rows(dataset, objective, policy, recipe.data, layout=recipe.scorer.layout)
+    attention = attention_of(recipe, policy, accelerator)
+    planner = planner_of(policy, recipe.scorer.layout, attention)
+    rows = Rows(dataset, objective, planner, recipe.data)
     survey, key = _started_from(recipe, run, dataset, policy, rows, accelerator)
     steps = total_steps(
         num_rows=len(survey.rows),
@@ -141,7 +145,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         epochs=optim.epochs,
         steps=optim.steps,
     )
-    scorer = Scorer(policy.model, policy.family).train()
+    scorer = Scorer(policy.model, policy.family, attention).train()
     optimizer = build_optimizer(scorer.parameters(), optim)
     scorer, optimizer = accelerator.prepare(scorer, optimizer)
 
@@ -152,7 +156,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     if kind == "adapter_off":
         reference = adapter_off(policy, scorer, asked=asked | {"distributions": kl})
     elif kind == "frozen_copy":
-        reference = frozen_copy(policy, accelerator, asked=asked | {"distributions": kl})
+        reference = frozen_copy(policy, accelerator, attention, asked=asked | {"distributions": kl})
     elif kind == "cached":
         rank = accelerator.process_index
         mine = even_share(len(survey.rows), rank=rank, world_size=world)
@@ -172,8 +176,10 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     for line in part_lines(part_table(policy)):
         logger.info("%s", line)
     logger.info(
-        "%d steps of %d %s: %d processes x %d micro-batches of %d; reference %s",
+        "%d steps of %d %s: %d processes x %d micro-batches of %d; reference %s; layout %s, "
+        "attention %s",
         steps, optim.batch_size, objective.unit, world, num_micro, micro_size, kind,
+        recipe.scorer.layout, attention.name,
     )  # fmt: skip
     return Parts(
         recipe=recipe,
@@ -206,6 +212,15 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
             "versions": {n: version(n) for n in ("mmalign", "torch", "transformers", "peft")},
         },
     )
+
+
+def attention_of(recipe: Recipe, policy: Policy, accelerator: Accelerator) -> Attention:
+    """The attention of the recipe, tried on the device and in the precision that will train."""
+    model = base_model(policy.model)
+    bf16 = recipe.run.precision == "bf16"
+    dtype = torch.bfloat16 if bf16 else model.get_input_embeddings().weight.dtype
+    config = model.config.get_text_config()
+    return choose(recipe.model.attention, policy.family, config, accelerator.device.type, dtype)
 
 
 def switch_off_dropout(model: nn.Module) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmalign.attention import AttentionName
 from mmalign.attention.flex import flex_call
 from mmalign.attention.interface import Packed, TreeCall
 from mmalign.attention.kernels import CpuFlash, CudaFlash, Xformers
@@ -17,7 +18,6 @@ from mmalign.attention.tree import Tree, make_tree
 from mmalign.errors import ModelError
 from mmalign.models.families import Family
 
-AttentionName = Literal["auto", "sdpa", "eager", "flash", "flex", "xformers"]
 # What needs no mask, in the order in which `auto` tries it.
 PACKING: dict[str, tuple[str, ...]] = {"cpu": ("flash",), "cuda": ("flash", "flex", "xformers")}
 # A trial's output and gradients against SDPA in float32, relative to the largest.

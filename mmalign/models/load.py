@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import NonNegativeFloat, PositiveInt
 
+from mmalign.attention import AttentionName
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.errors import ModelError
@@ -48,6 +49,8 @@ class ModelConfig(Strict):
     path: a local folder, or a hub name. adapter: a folder with a LoRA to put on it.
     max_pixels: larger pictures, and frames of clips, are shrunk to this many pixels.
     frames: which frames of a clip the model sees.
+    attention: how the language model attends in training: `auto` is the first that works here of
+        those that need no mask, else sdpa. Towers and generation attend by sdpa, or eager.
     Both hold in building, training and evaluation alike.
     reward_head: a fresh head for a reward model; a checkpoint's own is loaded without being asked.
     """
@@ -56,7 +59,7 @@ class ModelConfig(Strict):
     revision: str | None = None
     adapter: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
-    attention: Literal["sdpa", "eager"] = "sdpa"
+    attention: AttentionName = "auto"
     trust_remote_code: bool = False
     max_pixels: PositiveInt | None = None
     frames: FrameSampling = FrameSampling()
@@ -151,7 +154,7 @@ def load_model(config: ModelConfig, *, merge: bool = True) -> tuple[Any, Any]:
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 path,
                 dtype=dtype,
-                attn_implementation=config.attention,
+                attn_implementation="eager" if config.attention == "eager" else "sdpa",
                 output_loading_info=True,
                 **hub,
             )

@@ -20,7 +20,7 @@ from trainers.checkpoint import save_model
 from trainers.config import Recipe
 from trainers.directory import RunDirectory
 from trainers.loop import Finished, Saved, Stepped, train
-from trainers.setup import set_up, switch_off_dropout
+from trainers.setup import attention_of, set_up, switch_off_dropout
 
 FULL = {"lora": None}
 
@@ -281,7 +281,8 @@ def test_a_saved_model_loads_as_what_was_trained(recipe, tmp_path, lora):
     loaded = load_policy(ModelConfig(path=str(tmp_path / "saved")))
     with torch.no_grad():
         trained = parts.scorer(batch.plan).logps
-        again = Scorer(loaded.model, loaded.family)(batch.plan).logps
+        attention = attention_of(made, loaded, parts.accelerator)
+        again = Scorer(loaded.model, loaded.family, attention)(batch.plan).logps
     assert float((trained - initial).abs().max()) > 1e-2
     assert torch.allclose(again, trained, atol=1e-5)
 
