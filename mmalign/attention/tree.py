@@ -180,16 +180,19 @@ class _TreeAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Any) -> Any:
         q, k, v, out, lse = ctx.saved_tensors
         grad = grads[0].contiguous()
-        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for block in ctx.tree.blocks:
+        results = [torch.empty_like(leaf) for leaf in (q, k, v)]
+        for number, block in enumerate(ctx.tree.blocks):
             here, there = slice(*block.queries), slice(*block.keys)
-            share = ctx.kernel.backward(
+            shares = ctx.kernel.backward(
                 grad[here], q[here], k[there], v[there], out[here], lse[:, here], block, ctx.scale
             )
-            dq[here] += share[0]
-            dk[there] += share[1]
-            dv[there] += share[2]
-        return dq, dk, dv, None, None, None
+            for whole, place, share in zip(results, (here, there, there), shares, strict=True):
+                # All blocks but the last lie apart and fill the row; the last one adds to them.
+                if number < len(ctx.tree.blocks) - 1:
+                    whole[place] = share
+                else:
+                    whole[place] += share
+        return (*results, None, None, None)
 
 
 def _merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,12 +33,12 @@ def token_logps(
 
     def score(states: Tensor, chosen: Tensor) -> Tensor:
         logits = head(states).float()
+        if not competitor:
+            return chosen_logps(logits, chosen)[None]
         normaliser = logits.logsumexp(-1)
-        result = [logits.gather(-1, chosen[:, None]).squeeze(-1) - normaliser]
-        if competitor:
-            others = logits.scatter(-1, chosen[:, None], float("-inf"))
-            result.append(others.max(-1).values - normaliser)
-        return torch.stack(result)
+        others = logits.scatter(-1, chosen[:, None], float("-inf"))
+        logps = logits.gather(-1, chosen[:, None]).squeeze(-1) - normaliser
+        return torch.stack([logps, others.max(-1).values - normaliser])
 
     scores = _in_chunks(score, (hidden, targets), max(1, chunk_elements // vocab_size))
     return scores[0], scores[1] if competitor else None
@@ -80,6 +81,33 @@ def token_logps_and_kl(
     rows = max(1, chunk_elements // (2 * vocab_size))
     scores = _in_chunks(score, (hidden, targets, reference_hidden), rows)
     return scores[0], scores[1]
+
+
+def chosen_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(logits)[target]. logits: [K, V] float32, given away; targets: [K]. Returns [K].
+
+    The gradient, grad * (onehot - softmax), is written over the logits, which saves three passes
+    over tensors of their size and the room for two. So logits must have no other use.
+    """
+    return _ChosenLogps.apply(logits, targets)  # type: ignore[return-value]
+
+
+class _ChosenLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        normaliser = logits.logsumexp(-1)
+        ctx.save_for_backward(logits, targets, normaliser)
+        ctx.spent = False
+        return logits.gather(-1, targets[:, None]).squeeze(-1) - normaliser
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        assert not ctx.spent, "the logits were overwritten by an earlier backward pass"
+        ctx.spent = True
+        logits, targets, normaliser = ctx.saved_tensors
+        grad = grads[0][:, None]
+        result = logits.sub_(normaliser[:, None]).exp_().mul_(-grad)
+        return result.scatter_add_(-1, targets[:, None], grad), None
 
 
 def _in_chunks(score: Callable[..., Tensor], inputs: tuple[Tensor, ...], rows: int) -> Tensor:

@@ -49,3 +49,28 @@ def test_competitor_of_the_top_token_is_at_most_log_half():
     others = (top + 1) % 9, (top + 2) % 9
     values = [token_logps(lambda x: x, logits, t, vocab_size=9, competitor=True)[1] for t in others]
     assert torch.equal(*values)
+
+
+@pytest.mark.parametrize("chunk_elements", [7 * 50, 10**9])
+def test_gradients_written_over_the_logits_are_the_plain_ones(chunk_elements):
+    head = torch.nn.Linear(16, 50)
+    hidden = torch.randn(23, 16).requires_grad_()
+    targets = torch.randint(50, (23,))
+    weights = torch.randn(23)
+    plain = head(hidden).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)
+    leaves = (hidden, head.weight, head.bias)
+    wanted = torch.autograd.grad((plain * weights).sum(), leaves)
+    logps, _ = token_logps(head, hidden, targets, vocab_size=50, chunk_elements=chunk_elements)
+    assert torch.allclose(logps, plain, atol=1e-6)
+    found = torch.autograd.grad((logps * weights).sum(), leaves)
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_second_backward_pass_over_spent_logits_is_refused():
+    hidden = torch.randn(3, 4).requires_grad_()
+    targets = torch.tensor([0, 1, 2])
+    logps, _ = token_logps(torch.nn.Linear(4, 5), hidden, targets, vocab_size=5)
+    logps.sum().backward(retain_graph=True)
+    with pytest.raises(AssertionError, match="overwritten"):
+        logps.sum().backward()
