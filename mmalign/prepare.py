@@ -68,17 +68,16 @@ class Preparer:
         self._render = lru_cache(maxsize=1024)(self._render_once)
         self._response = lru_cache(maxsize=1024)(self._response_once)
         self._tokenise = lru_cache(maxsize=1024)(self._tokenise_once)
-        if self.tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no end-of-turn token", fix="set its eos_token")
-        added = self.tokenizer.added_tokens_decoder.values()
-        self._control = tuple(str(token) for token in added if token.special)
+        added = self.tokenizer.added_tokens_decoder
+        self._control = {index: str(token) for index, token in added.items() if token.special}
+        self.end_token_id = self._end_of_turn()
         self._probe_boundary()
 
     @property
     def pad_token_id(self) -> int:
         """The padding token, or the end of a turn where a tokenizer has none; never attended."""
         pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
+        return self.end_token_id if pad is None else pad
 
     def condition(
         self,
@@ -130,14 +129,14 @@ class Preparer:
         return list(self._response(tuple(prompt), text))
 
     def _response_once(self, prompt: tuple[Message, ...], text: str) -> tuple[int, ...]:
-        return (*self._response_tokens(prompt, text)[0], self.tokenizer.eos_token_id)
+        return (*self._response_tokens(prompt, text)[0], self.end_token_id)
 
     def _response_tokens(
         self, prompt: Sequence[Message], text: str
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokens of a response without its end, and the characters of `text` that each covers."""
         self._refuse_control(text, "response", "")
-        end = self.tokenizer.eos_token_id
+        end = self.end_token_id
         rendered = self._response_text(prompt, text)
         made = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
         ids = made["input_ids"]
@@ -174,7 +173,7 @@ class Preparer:
         """
         make = partial(self.condition, prompt, images, media_root, videos=videos, id=id)
         condition = make()
-        end = self.tokenizer.eos_token_id
+        end = self.end_token_id
         ids = [[end] if text is None else self.response(prompt, text) for text in responses]
         limit = self.limits.max_tokens
         if limit is None:
@@ -227,13 +226,25 @@ class Preparer:
 
     def _refuse_control(self, text: str, what: str, row: str) -> None:
         """A control token in a text would end the turn, or stand for a missing picture."""
-        for token in self._control:
+        for token in self._control.values():
             if token in text:
                 raise RowDropped(
                     "control_token",
                     f"the {what} holds the control token {token}",
                     where=row or None,
                 )
+
+    def _end_of_turn(self) -> int:
+        """The control token that the template writes after a response, else the tokenizer's end.
+
+        They differ in Gemma 3, whose <eos> ends a document and <end_of_turn> a turn.
+        """
+        after = self._response_text(user("Is it?"), "It is.").partition("It is.")[2].lstrip()
+        written = [index for index, token in self._control.items() if after.startswith(token)]
+        end = written[0] if written else self.tokenizer.eos_token_id
+        if end is None:
+            raise ModelError("the tokenizer has no end-of-turn token", fix="set its eos_token")
+        return end
 
     def _probe_boundary(self) -> None:
         """Warn where tokenising a response apart gives other tokens than tokenising it in place."""

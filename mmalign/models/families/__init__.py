@@ -15,6 +15,7 @@ from mmalign.models.families.base import (
     linear_positions,
     mrope_positions,
 )
+from mmalign.models.families.gemma import GEMMA3
 from mmalign.models.families.llava import LLAVA15, LLAVA_ONEVISION
 from mmalign.models.families.qwen import QWEN25VL
 
@@ -27,7 +28,12 @@ __all__ = [
     "mrope_positions",
 ]
 
-FAMILIES = (LLAVA15, LLAVA_ONEVISION, QWEN25VL)
+FAMILIES = (
+    LLAVA15,
+    LLAVA_ONEVISION,
+    QWEN25VL,
+    GEMMA3,
+)
 
 
 def family_of(config: Any) -> Family:
