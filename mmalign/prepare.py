@@ -61,6 +61,7 @@ class Preparer:
         self.processor, self.config, self.family, self.limits = processor, config, family, limits
         self.frames = frames
         self.tokenizer = processor.tokenizer
+        self._template = family.chat_template if processor.chat_template is None else None
         self.image_token_id: int = config.image_token_id
         self.video_token_id: int | None = config.video_token_id if family.video_inputs else None
         self._encoder = MediaEncoder(processor, config, family)
@@ -96,6 +97,9 @@ class Preparer:
         places and the features do not match, or the family takes no clips.
         """
         self._refuse_control(prompt_text(prompt), "prompt", id)
+        if self._template is not None and [message.role for message in prompt] != ["user"]:
+            what = f"the family {self.family.name} takes one question, and no system message"
+            raise RowDropped("many_turns", what, where=id or None)
         text = self._render(tuple(prompt), add_generation_prompt=True)
         pixels = min((n for n in (max_pixels, self.limits.max_pixels) if n), default=None)
         if len(images) > (self.family.max_images or len(images)):
@@ -121,7 +125,12 @@ class Preparer:
             self.config,
         )
         return Condition(
-            id=id, prompt_ids=ids, images=encoded, videos=clips, positions=positions, text=text
+            id=id,
+            prompt_ids=ids,
+            images=encoded,
+            videos=clips,
+            positions=positions + self.family.first_position,
+            text=text,
         )
 
     def response(self, prompt: Sequence[Message], text: str) -> list[int]:
@@ -272,7 +281,10 @@ class Preparer:
         ]
         try:
             return self.processor.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, tokenize=False
+                messages,
+                chat_template=self._template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
             )
         except (ValueError, TemplateError) as error:
             raise ModelError(
@@ -300,7 +312,8 @@ class Preparer:
 
     def _tokenise_once(self, text: str, *, start: bool) -> tuple[int, ...]:
         bos = self.tokenizer.bos_token
-        special = start and not (bos and text.startswith(bos))
+        # Not again where the template has written it, be it behind the pictures.
+        special = start and not (bos and bos in text)
         return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def _with_pictures(self, text: str, pictures: Sequence[EncodedMedia], row: str) -> str:

@@ -143,6 +143,8 @@ class LocalGenerator:
         vision = self._vision(requests, prepared, sampling.seed)
         if family.token_types is not None:
             vision |= family.token_types(kinds, is_response)
+        # generate adds it by itself.
+        positions -= family.first_position
         vision["position_ids"] = positions if family.num_axes > 1 else positions[0]
         fixed = requests[0].num_tokens
         end = self._end

@@ -14,7 +14,7 @@ from pydantic import PositiveInt, model_validator
 from mmalign.config import Strict
 from mmalign.errors import ModelError
 from mmalign.log import quiet_libraries
-from mmalign.models.tiny.gemma import gemma3
+from mmalign.models.tiny.gemma import gemma3, paligemma
 from mmalign.models.tiny.llava import llava15, llava_onevision
 from mmalign.models.tiny.qwen import qwen25vl
 from mmalign.store import write_atomically
@@ -47,6 +47,7 @@ class TinyModel(Strict):
         "llava_onevision",
         "qwen25vl",
         "gemma3",
+        "paligemma",
     ] = "llava15"
     seed: int = 0
     words: tuple[str, ...] | None = None
@@ -116,6 +117,7 @@ _MAKE = {
     "llava_onevision": llava_onevision,
     "qwen25vl": qwen25vl,
     "gemma3": gemma3,
+    "paligemma": paligemma,
 }
 
 # Families in which two by two patches become one token.

@@ -1,4 +1,4 @@
-"""Small Gemma 3."""
+"""Small Gemma 3 and PaliGemma."""
 
 from __future__ import annotations
 
@@ -79,6 +79,40 @@ def gemma3(config: TinyModel) -> tuple[Any, Any]:
         tokenizer=tokenizer,
         image_seq_length=num_tokens,
         chat_template=GEMMA3_TEMPLATE,
+    )
+    return model, processor
+
+
+def paligemma(config: TinyModel) -> tuple[Any, Any]:
+    """SigLIP tower, Gemma language model with one key head for all queries."""
+    from transformers import (
+        GemmaConfig,
+        PaliGemmaConfig,
+        PaliGemmaForConditionalGeneration,
+        PaliGemmaProcessor,
+        SiglipImageProcessor,
+    )
+
+    named = {"image_token": "<image>"}
+    special = ("<pad>", "<eos>", "<bos>", "<image>")
+    # Its processor writes <bos> itself, and adds words for places and segments.
+    tokenizer = tokenizer_of(config.words, special, bos=None, named=named)
+    tokenizer.bos_token = "<bos>"
+    num_tokens = (config.image_size // config.patch_size) ** 2
+    processor = PaliGemmaProcessor(
+        image_processor=SiglipImageProcessor(**_pixels(config), image_seq_length=num_tokens),
+        tokenizer=tokenizer,
+    )
+    text = GemmaConfig(**{**_language_model(config, tokenizer), "num_key_value_heads": 1})
+    model = PaliGemmaForConditionalGeneration(
+        PaliGemmaConfig(
+            vision_config=_tower(config),
+            text_config=text,
+            projection_dim=config.text.hidden,
+            hidden_size=config.text.hidden,
+            vocab_size=len(tokenizer),
+            image_token_index=tokenizer.image_token_id,
+        )
     )
     return model, processor
 

@@ -1,4 +1,4 @@
-"""Gemma 3 writes what its scores in training call likeliest."""
+"""Gemma 3 and PaliGemma write what their scores in training call likeliest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmalign.scoring.plan import make_plan
 from mmalign.scoring.scorer import Scorer
 
 
-@pytest.fixture(scope="module", params=["gemma3"])
+@pytest.fixture(scope="module", params=["gemma3", "paligemma"])
 def generator(request, tmp_path_factory) -> LocalGenerator:
     path = tmp_path_factory.mktemp("tiny") / request.param
     TinyModel(output=str(path), family=request.param, seed=1).build()
@@ -97,7 +97,7 @@ def test_positions_start_where_the_model_counts_from(generator):
         (len(condition.prompt_ids), len(prefill))
         for condition, prefill in map(generator._prepare, requests())
     ]
-    first = 0
+    first = generator.policy.family.first_position
     for row, (prompt, prefill) in enumerate(sorted(rows)):
         length = prompt + prefill
         assert seen[0][row, -length:].tolist() == list(range(first, first + length))

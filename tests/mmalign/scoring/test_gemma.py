@@ -1,4 +1,4 @@
-"""What Gemma 3 has of its own: masks, rendering, the end of a turn."""
+"""What Gemma 3 and PaliGemma have of their own: masks, positions, rendering, the end of a turn."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from mmalign.attention.choose import sliding_window
 from mmalign.config import validate
 from mmalign.errors import ModelError
 from mmalign.media import embed
+from mmalign.models.families import family_of
 from mmalign.models.load import ModelConfig, Policy, load_policy
 from mmalign.models.tiny import TinyModel
 from mmalign.models.tiny.gemma import SLIDING_WINDOW
+from mmalign.prepare import RowDropped
 from mmalign.records import Block, Media, Message, user
 from mmalign.scoring.candidates import Candidate, CandidateBatch
 from mmalign.scoring.plan import Plan, make_plan
@@ -32,6 +34,11 @@ def tiny(folder: Any, family: str, **settings: Any) -> Policy:
 @pytest.fixture(scope="module")
 def gemma3(tmp_path_factory) -> Policy:
     return tiny(tmp_path_factory.mktemp("tiny"), "gemma3")
+
+
+@pytest.fixture(scope="module")
+def paligemma(tmp_path_factory) -> Policy:
+    return tiny(tmp_path_factory.mktemp("tiny"), "paligemma")
 
 
 def picture(seed: int, width: int = 32, height: int = 32) -> Media:
@@ -112,6 +119,20 @@ def test_a_plan_without_gemma3s_window_is_refused(gemma3):
         Scorer(gemma3.model, gemma3.family)(plan)
 
 
+@pytest.mark.parametrize("num_pictures", [0, 1, 2])
+def test_paligemmas_mask_and_positions_are_transformers_own(paligemma, num_pictures):
+    theirs = given_to_the_language_model(paligemma, "padded", num_pictures)
+    ours = given_to_the_language_model(paligemma, "shared_prefix", num_pictures)
+    assert torch.equal(ours["attention_mask"], theirs["attention_mask"])
+    assert torch.equal(ours["position_ids"], theirs["position_ids"])
+    assert ours["position_ids"][0, :3].tolist() == [1, 2, 3]
+    size = len(batch_of(paligemma, num_pictures).conditions[0].prompt_ids)
+    mask = ours["attention_mask"][0, 0]
+    assert mask[:size, :size].all()
+    assert not mask[:size, size:].any()
+    assert torch.equal(mask[size:, size:], torch.ones_like(mask[size:, size:]).tril())
+
+
 def test_gemma3s_chats_are_tokenised_as_its_processor_does(gemma3):
     chat = [
         ("system", ["Be brief."]),
@@ -188,7 +209,51 @@ def test_a_wide_picture_is_not_cut_up_whatever_the_config_says(gemma3, monkeypat
     assert torch.equal(ours.images[0].inputs["pixel_values"], theirs.pixel_values)
 
 
-@pytest.mark.parametrize("family", ["gemma3"])
+@pytest.mark.parametrize("num_pictures", [1, 2])
+def test_paligemmas_question_and_answer_are_its_processors_own(paligemma, num_pictures):
+    batch = batch_of(paligemma, num_pictures)
+    condition = batch.conditions[0]
+    theirs = paligemma.processor(
+        text=["<image>" * num_pictures + "what is in this?"],
+        images=[[opened(picture(i)) for i in range(num_pictures)]],
+        suffix=["a longer reply"],
+        return_tensors="pt",
+    )
+    ours = condition.prompt_ids + batch.candidates[0].response_ids
+    assert ours == theirs.input_ids[0].tolist()
+    is_response = torch.arange(len(ours))[None] >= len(condition.prompt_ids)
+    types = paligemma.family.token_types(torch.zeros(1, len(ours)), is_response)
+    assert types["token_type_ids"].tolist() == theirs.token_type_ids.tolist()
+    pixels = torch.cat([image.inputs["pixel_values"] for image in condition.images])
+    assert torch.equal(pixels, theirs.pixel_values)
+
+
+def test_paligemma_reads_a_question_without_a_picture(paligemma):
+    condition = paligemma.preparer.condition(user("why?"), [], None)
+    assert condition.text == "<bos>why?\n"
+    assert condition.prompt_ids.count(paligemma.preparer.tokenizer.bos_token_id) == 1
+
+
+@pytest.mark.parametrize("roles", [("system", "user"), ("user", "assistant", "user")])
+def test_paligemma_takes_one_question(paligemma, roles):
+    text = (Block(type="text", text="so"),)
+    prompt = tuple(Message(role=role, content=text) for role in roles)
+    with pytest.raises(RowDropped, match="takes one question") as caught:
+        paligemma.preparer.condition(prompt, [], None, id="row-7")
+    assert caught.value.reason == "many_turns"
+
+
+def test_paligemma_2_is_refused():
+    """It caps attention scores and logits; both layouts would leave that out."""
+    from transformers import PaliGemmaConfig
+
+    first = PaliGemmaConfig(text_config={"model_type": "gemma"})
+    assert family_of(first).name == "paligemma"
+    with pytest.raises(ModelError, match=r"not supported yet.*text gemma2"):
+        family_of(PaliGemmaConfig(text_config={"model_type": "gemma2"}))
+
+
+@pytest.mark.parametrize("family", ["gemma3", "paligemma"])
 def test_lora_adapts_the_language_model_alone(family, tmp_path):
     policy = tiny(tmp_path, family, lora={"rank": 2, "alpha": 4})
     trained = [n for n, p in policy.model.named_parameters() if p.requires_grad]

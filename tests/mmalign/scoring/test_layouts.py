@@ -217,6 +217,8 @@ def test_a_lost_image_token_is_named(policy):
 
 
 def test_prompt_tokens_are_the_processors_own(policy):
+    if policy.processor.chat_template is None:
+        pytest.skip("its processor renders by itself: see its own tests")
     for text, pictures, _ in MIXED:
         pictures = pictures[: policy.family.max_images]
         prompt = user(text, images=len(pictures))
