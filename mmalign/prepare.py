@@ -61,6 +61,7 @@ class Preparer:
         self.processor, self.config, self.family, self.limits = processor, config, family, limits
         self.frames = frames
         self.tokenizer = processor.tokenizer
+        self._template = family.chat_template if processor.chat_template is None else None
         self.image_token_id: int = config.image_token_id
         self.video_token_id: int | None = config.video_token_id if family.video_inputs else None
         self._encoder = MediaEncoder(processor, config, family)
@@ -68,17 +69,16 @@ class Preparer:
         self._render = lru_cache(maxsize=1024)(self._render_once)
         self._response = lru_cache(maxsize=1024)(self._response_once)
         self._tokenise = lru_cache(maxsize=1024)(self._tokenise_once)
-        if self.tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no end-of-turn token", fix="set its eos_token")
-        added = self.tokenizer.added_tokens_decoder.values()
-        self._control = tuple(str(token) for token in added if token.special)
+        added = self.tokenizer.added_tokens_decoder
+        self._control = {index: str(token) for index, token in added.items() if token.special}
+        self.end_token_id = self._end_of_turn()
         self._probe_boundary()
 
     @property
     def pad_token_id(self) -> int:
         """The padding token, or the end of a turn where a tokenizer has none; never attended."""
         pad = self.tokenizer.pad_token_id
-        return self.tokenizer.eos_token_id if pad is None else pad
+        return self.end_token_id if pad is None else pad
 
     def condition(
         self,
@@ -97,6 +97,9 @@ class Preparer:
         places and the features do not match, or the family takes no clips.
         """
         self._refuse_control(prompt_text(prompt), "prompt", id)
+        if self._template is not None and [message.role for message in prompt] != ["user"]:
+            what = f"the family {self.family.name} takes one question, and no system message"
+            raise RowDropped("many_turns", what, where=id or None)
         text = self._render(tuple(prompt), add_generation_prompt=True)
         pixels = min((n for n in (max_pixels, self.limits.max_pixels) if n), default=None)
         if len(images) > (self.family.max_images or len(images)):
@@ -122,7 +125,12 @@ class Preparer:
             self.config,
         )
         return Condition(
-            id=id, prompt_ids=ids, images=encoded, videos=clips, positions=positions, text=text
+            id=id,
+            prompt_ids=ids,
+            images=encoded,
+            videos=clips,
+            positions=positions + self.family.first_position,
+            text=text,
         )
 
     def response(self, prompt: Sequence[Message], text: str) -> list[int]:
@@ -130,14 +138,14 @@ class Preparer:
         return list(self._response(tuple(prompt), text))
 
     def _response_once(self, prompt: tuple[Message, ...], text: str) -> tuple[int, ...]:
-        return (*self._response_tokens(prompt, text)[0], self.tokenizer.eos_token_id)
+        return (*self._response_tokens(prompt, text)[0], self.end_token_id)
 
     def _response_tokens(
         self, prompt: Sequence[Message], text: str
     ) -> tuple[list[int], list[tuple[int, int]]]:
         """Tokens of a response without its end, and the characters of `text` that each covers."""
         self._refuse_control(text, "response", "")
-        end = self.tokenizer.eos_token_id
+        end = self.end_token_id
         rendered = self._response_text(prompt, text)
         made = self.tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True)
         ids = made["input_ids"]
@@ -174,7 +182,7 @@ class Preparer:
         """
         make = partial(self.condition, prompt, images, media_root, videos=videos, id=id)
         condition = make()
-        end = self.tokenizer.eos_token_id
+        end = self.end_token_id
         ids = [[end] if text is None else self.response(prompt, text) for text in responses]
         limit = self.limits.max_tokens
         if limit is None:
@@ -227,13 +235,25 @@ class Preparer:
 
     def _refuse_control(self, text: str, what: str, row: str) -> None:
         """A control token in a text would end the turn, or stand for a missing picture."""
-        for token in self._control:
+        for token in self._control.values():
             if token in text:
                 raise RowDropped(
                     "control_token",
                     f"the {what} holds the control token {token}",
                     where=row or None,
                 )
+
+    def _end_of_turn(self) -> int:
+        """The control token that the template writes after a response, else the tokenizer's end.
+
+        They differ in Gemma 3, whose <eos> ends a document and <end_of_turn> a turn.
+        """
+        after = self._response_text(user("Is it?"), "It is.").partition("It is.")[2].lstrip()
+        written = [index for index, token in self._control.items() if after.startswith(token)]
+        end = written[0] if written else self.tokenizer.eos_token_id
+        if end is None:
+            raise ModelError("the tokenizer has no end-of-turn token", fix="set its eos_token")
+        return end
 
     def _probe_boundary(self) -> None:
         """Warn where tokenising a response apart gives other tokens than tokenising it in place."""
@@ -261,7 +281,10 @@ class Preparer:
         ]
         try:
             return self.processor.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, tokenize=False
+                messages,
+                chat_template=self._template,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
             )
         except (ValueError, TemplateError) as error:
             raise ModelError(
@@ -289,7 +312,8 @@ class Preparer:
 
     def _tokenise_once(self, text: str, *, start: bool) -> tuple[int, ...]:
         bos = self.tokenizer.bos_token
-        special = start and not (bos and text.startswith(bos))
+        # Not again where the template has written it, be it behind the pictures.
+        special = start and not (bos and bos in text)
         return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def _with_pictures(self, text: str, pictures: Sequence[EncodedMedia], row: str) -> str:

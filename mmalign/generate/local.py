@@ -87,7 +87,9 @@ class LocalGenerator:
         with torch.inference_mode():
             for start in range(0, len(images), self.batch_size):
                 some = list(images[start : start + self.batch_size])
-                made = processor.image_processor(images=some, return_tensors="pt")
+                made = processor.image_processor(
+                    images=some, return_tensors="pt", **family.image_options
+                )
                 inputs = {name: made[name].to(device) for name in family.image_inputs}
                 encoded = self.policy.model.get_image_features(**inputs, return_dict=True)  # type: ignore[operator]
                 rows += [f.float().mean(0).cpu() for f in encoded.pooler_output]
@@ -141,6 +143,8 @@ class LocalGenerator:
         vision = self._vision(requests, prepared, sampling.seed)
         if family.token_types is not None:
             vision |= family.token_types(kinds, is_response)
+        # generate adds it by itself.
+        positions -= family.first_position
         vision["position_ids"] = positions if family.num_axes > 1 else positions[0]
         fixed = requests[0].num_tokens
         end = self._end
@@ -225,10 +229,11 @@ def _plain_decoding(model: Any) -> Iterator[None]:
 
 
 def _end_ids(policy: Policy) -> list[int]:
-    """Tokens that end a turn: the tokenizer's, and those the checkpoint declares."""
+    """Tokens that end a turn: the template's, the tokenizer's, those the checkpoint declares."""
     declared = base_model(policy.model).generation_config.eos_token_id
     declared = declared if isinstance(declared, list) else [declared]
-    return sorted({policy.preparer.tokenizer.eos_token_id, *declared} - {None})
+    preparer = policy.preparer
+    return sorted({preparer.tokenizer.eos_token_id, preparer.end_token_id, *declared} - {None})
 
 
 def commit_of(policy: Policy) -> str:
@@ -285,10 +290,12 @@ def _banned_ids(policy: Policy) -> list[int]:
         getattr(config, "video_token_id", None),
         getattr(config, "vision_start_token_id", None),
         getattr(config, "vision_end_token_id", None),
+        getattr(config, "boi_token_id", None),
+        getattr(config, "eoi_token_id", None),
         tokenizer.pad_token_id,
         tokenizer.bos_token_id,
     }
-    return sorted(ids - {None, tokenizer.eos_token_id})
+    return sorted(ids - {None, tokenizer.eos_token_id, policy.preparer.end_token_id})
 
 
 def _ban(ids: list[int]) -> Any:

@@ -9,8 +9,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
-from mmalign.attention.choose import MASKED, Attention
+from mmalign.attention.choose import MASKED, Attention, sliding_window
 from mmalign.attention.interface import install
+from mmalign.errors import ModelError
 from mmalign.models.families import Family
 from mmalign.models.load import base_model
 from mmalign.models.reward_head import head_of, rewards_of
@@ -162,6 +163,11 @@ class Scorer(nn.Module):
         assert plan.attention is not None
         mask = self._as_taken(body, plan.attention)
         if plan.windowed is None:
+            if sliding_window(body.config.get_text_config()) is not None:  # type: ignore[union-attr]
+                raise ModelError(
+                    "the plan knows nothing of the model's layers with a sliding window",
+                    fix="give make_plan window=sliding_window(text_config)",
+                )
             return {"attention_mask": mask}
         windowed = self._as_taken(body, plan.windowed)
         return {"attention_mask": {"full_attention": mask, "sliding_attention": windowed}}

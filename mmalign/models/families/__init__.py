@@ -15,6 +15,7 @@ from mmalign.models.families.base import (
     linear_positions,
     mrope_positions,
 )
+from mmalign.models.families.gemma import GEMMA3, PALIGEMMA
 from mmalign.models.families.llava import LLAVA15, LLAVA_ONEVISION
 from mmalign.models.families.qwen import QWEN25VL
 
@@ -27,21 +28,30 @@ __all__ = [
     "mrope_positions",
 ]
 
-FAMILIES = (LLAVA15, LLAVA_ONEVISION, QWEN25VL)
+FAMILIES = (
+    LLAVA15,
+    LLAVA_ONEVISION,
+    QWEN25VL,
+    GEMMA3,
+    PALIGEMMA,
+)
 
 
 def family_of(config: Any) -> Family:
     """The entry for a transformers config. Raises ModelError naming the known families."""
     for family in FAMILIES:
-        if config.model_type in family.model_types and (
-            not family.towers or config.vision_config.model_type in family.towers
+        if (
+            config.model_type in family.model_types
+            and (not family.towers or config.vision_config.model_type in family.towers)
+            and (not family.texts or config.text_config.model_type in family.texts)
         ):
             return family
     known = ", ".join(t for family in FAMILIES for t in family.model_types)
     raise ModelError(
         "this model family is not supported yet",
         got=f"model_type {config.model_type}, "
-        f"vision {getattr(getattr(config, 'vision_config', None), 'model_type', None)}",
+        f"vision {getattr(getattr(config, 'vision_config', None), 'model_type', None)}, "
+        f"text {getattr(getattr(config, 'text_config', None), 'model_type', None)}",
         wanted=known,
         fix="add one entry to mmalign/models/families.py (see CONTRIBUTING.md)",
     )

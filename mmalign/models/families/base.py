@@ -19,7 +19,8 @@ LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|u
 class Family:
     """What the library must know of one family of vision-language models.
 
-    towers: vision architectures under which the other facts hold; empty for the family's own one.
+    towers, texts: vision and text architectures under which the other facts hold; empty for the
+        family's own one.
     vision, projector: module paths under the multimodal body (`model.model`), for freezing and
         for the parameter table; everything else counts as language model.
     image_inputs, video_inputs: what the processor makes of a picture and of a clip; no
@@ -27,10 +28,14 @@ class Family:
     image_options: what the image processor is told by the family's processor.
     num_image_tokens, num_video_tokens: placeholder tokens of one processed picture or clip, from
         its own inputs.
+    chat_template: renders one question and its answer, for a family whose processor has no
+        template: what that processor makes of the question.
     picture_text: what stands for one picture in the rendered prompt, from all that the image
         processor made of it and the processor, where that is more than its placeholder repeated.
     num_pieces: rows of the tower's output that one picture takes, where that is not one.
     positions: position ids [A, S] of a prompt (A axes: 1, or 3 for M-RoPE).
+    first_position: what the model counts from. transformers' generate adds it to the positions that
+        it is given.
     prompt_attention: which later tokens of the prompt a prompt token sees: none (causal), all
         (bidirectional), or those of its own picture (picture_blocks).
     token_types: what else the model's own forward must be told of its tokens, by name, from their
@@ -45,6 +50,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     towers: tuple[str, ...]
+    texts: tuple[str, ...] = ()
     vision: str
     projector: str
     image_inputs: tuple[str, ...]
@@ -52,9 +58,11 @@ class Family:
     video_inputs: tuple[str, ...] = ()
     num_video_tokens: Callable[[ImageInputs, Any], int] | None = None
     image_options: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
     picture_text: Callable[[Mapping[str, Any], Any], str] | None = None
     num_pieces: Callable[[ImageInputs], int] | None = None
     positions: Callable[[Tensor, list[ImageInputs], list[ImageInputs], Any], Tensor]
+    first_position: int = 0
     prompt_attention: Literal["causal", "bidirectional", "picture_blocks"] = "causal"
     token_types: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
     token_pixels: Callable[[Any], int] | None = None

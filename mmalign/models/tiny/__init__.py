@@ -14,6 +14,7 @@ from pydantic import PositiveInt, model_validator
 from mmalign.config import Strict
 from mmalign.errors import ModelError
 from mmalign.log import quiet_libraries
+from mmalign.models.tiny.gemma import gemma3, paligemma
 from mmalign.models.tiny.llava import llava15, llava_onevision
 from mmalign.models.tiny.qwen import qwen25vl
 from mmalign.store import write_atomically
@@ -45,6 +46,8 @@ class TinyModel(Strict):
         "llava15",
         "llava_onevision",
         "qwen25vl",
+        "gemma3",
+        "paligemma",
     ] = "llava15"
     seed: int = 0
     words: tuple[str, ...] | None = None
@@ -113,7 +116,9 @@ _MAKE = {
     "llava15": llava15,
     "llava_onevision": llava_onevision,
     "qwen25vl": qwen25vl,
+    "gemma3": gemma3,
+    "paligemma": paligemma,
 }
 
 # Families in which two by two patches become one token.
-_MERGING = ("qwen25vl",)
+_MERGING = ("qwen25vl", "gemma3")

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 
-def tokenizer_of(words: tuple[str, ...] | None, special: tuple[str, ...], bos: str | None) -> Any:
-    """A fast tokenizer: one token per word, or per byte; `special[0]` pads."""
+def tokenizer_of(
+    words: tuple[str, ...] | None,
+    special: tuple[str, ...],
+    bos: str | None,
+    named: Mapping[str, str] = {},
+) -> Any:
+    """A fast tokenizer: one token per word, or per byte; `special[0]` pads, `special[1]` ends.
+
+    named: special tokens that the processor looks up by an attribute, such as image_token.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -32,5 +41,6 @@ def tokenizer_of(words: tuple[str, ...] | None, special: tuple[str, ...], bos: s
         eos_token=special[1],
         unk_token="<unk>" if words is not None else None,
         additional_special_tokens=list(special[2:]),
+        model_specific_special_tokens=dict(named),
         clean_up_tokenization_spaces=False,
     )

@@ -207,8 +207,9 @@ def test_one_forward_without_generate_says_the_same(case: Case):
     last = inputs["position_ids"][..., -1:]
     following = last + torch.arange(1, steps + 1)
     inputs["position_ids"] = torch.cat([inputs["position_ids"], following], -1)
-    if "mm_token_type_ids" in inputs:
-        inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], 0 * ones], 1)
+    if (token_types := case.generator.policy.family.token_types) is not None:
+        new = token_types(0 * ones, ones.bool())
+        inputs |= {name: torch.cat([inputs[name], types], 1) for name, types in new.items()}
     with torch.inference_mode():
         logits = case.generator.policy.model(**inputs, use_cache=False).logits
     before = logits[:, ids.shape[1] - steps - 1 : -1]

@@ -217,13 +217,20 @@ def test_a_lost_image_token_is_named(policy):
 
 
 def test_prompt_tokens_are_the_processors_own(policy):
+    if policy.processor.chat_template is None:
+        pytest.skip("its processor renders by itself: see its own tests")
     for text, pictures, _ in MIXED:
         pictures = pictures[: policy.family.max_images]
         prompt = user(text, images=len(pictures))
         media = [PICTURES[i] for i in pictures]
         condition = policy.preparer.condition(prompt, media, None)
         images = [Image.open(io.BytesIO(m.bytes)) for m in media] or None
-        made = policy.processor(text=[condition.text], images=images, return_tensors="pt")
+        # As in apply_chat_template: what the template has written is not written again.
+        bos = policy.preparer.tokenizer.bos_token
+        special = not (bos and condition.text.startswith(bos))
+        made = policy.processor(
+            text=[condition.text], images=images, add_special_tokens=special, return_tensors="pt"
+        )
         assert condition.prompt_ids == made.input_ids[0].tolist()
         if images and policy.family.num_axes == 3:
             wanted, _ = policy.model.model.get_rope_index(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mmalign.attention.choose import sliding_window
 from mmalign.config import validate
 from mmalign.media import embed
 from mmalign.models.families import FAMILIES
@@ -48,6 +49,7 @@ def plan_of(policy: Policy, batch: CandidateBatch, layout) -> Plan:
         batch,
         policy.family,
         layout,
+        window=sliding_window(policy.model.config.get_text_config()),
         image_token_id=policy.preparer.image_token_id,
         video_token_id=policy.preparer.video_token_id,
         pad_token_id=policy.preparer.pad_token_id,
@@ -65,7 +67,7 @@ def test_last_is_each_candidates_end_of_turn(policy, batch, layout):
         plan = plan_of(policy, one, layout)
         assert len(set(plan.last.tolist())) == 3
         ends = plan.input_ids.flatten()[plan.last]
-        assert ends.tolist() == [policy.preparer.tokenizer.eos_token_id] * 3
+        assert ends.tolist() == [policy.preparer.end_token_id] * 3
 
 
 def test_layouts_agree_in_rewards_loss_and_gradients(policy, batch):
@@ -113,8 +115,10 @@ def test_the_reward_is_the_head_on_the_final_state(policy, batch):
     condition = batch.conditions[candidate.condition]
     ids = torch.tensor([condition.prompt_ids + candidate.response_ids])
     inputs = {name: condition.images[0].inputs[name] for name in policy.family.image_inputs}
-    if policy.family.num_axes > 1:
-        inputs["mm_token_type_ids"] = (ids == policy.preparer.image_token_id).int()
+    if policy.family.token_types is not None:
+        kinds = (ids == policy.preparer.image_token_id).int()
+        is_response = torch.arange(ids.shape[1])[None] >= len(condition.prompt_ids)
+        inputs |= policy.family.token_types(kinds, is_response)
     with torch.no_grad():
         state = policy.model.model(input_ids=ids, **inputs).last_hidden_state[0, -1]
         head = policy.model.reward_head
