@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := dev,video,server,diffusion,cuda,track
+EXTRAS := dev,video,server,diffusion,cuda,track,ray
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-gpu bench bench-gpu check format clean

@@ -12,15 +12,16 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveInt, fiel
 
 from data_builders.built_page import write_preview
 from mmalign.config import Strict
+from mmalign.engines import AnyEngine, Deferred, LocalEngine
 from mmalign.errors import DataError
 from mmalign.generate.base import Generator, Sampling
 from mmalign.generate.server import ServerConfig
 from mmalign.jobs import Outcome, run_job
 from mmalign.media import read_bytes
 from mmalign.models.load import ModelConfig
-from mmalign.records import Example, Media, Origin, Preference, user
+from mmalign.records import Example, Media, Origin, Preference, RecordT, user
 from mmalign.similarity import SentenceSimilarity, TextSimilarity, TokenOverlap, bundled_minilm
-from mmalign.store import open_dataset, read_manifest
+from mmalign.store import Manifest, open_dataset, read_manifest
 
 if TYPE_CHECKING:
     from mmalign.generate.local import LocalGenerator
@@ -85,6 +86,19 @@ class Source:
 
     examples: list[Example]
     media_root: Path
+
+
+class Work(Protocol):
+    """Turns a chunk of inputs into outcomes, with the models that it needs."""
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What its models are called in the manifest."""
+        ...
+
+    def make(self, rows: list[Any], /) -> list[Outcome]:
+        """One outcome per input, in order."""
+        ...
 
 
 class GeneratorConfig(Strict):
@@ -163,7 +177,7 @@ class Builder(Strict):
 
     `source` is a dataset directory of examples with answers, or a folder of pictures. `shard` is
     "i/n": this process does its share of the shards, and the last one to finish completes the
-    dataset. `limit` takes the first examples by id.
+    dataset. `limit` takes the first examples by id. `engine` is local, or ray: docs/data.md.
     """
 
     source: Path | PictureFolder
@@ -172,6 +186,7 @@ class Builder(Strict):
     limit: PositiveInt | None = None
     shard_rows: PositiveInt = 256
     shard: str = "0/1"
+    engine: AnyEngine = Field(default=LocalEngine(), exclude=True)
     embed_media: bool = False
 
     @field_validator("shard")
@@ -205,28 +220,41 @@ class Builder(Strict):
         examples.sort(key=lambda example: example.id)
         return Source(examples=examples[: self.limit], media_root=media_root)
 
-    def make_pairs(
-        self,
-        source: Source,
-        work: Callable[[list[Example]], list[Outcome]],
-        version: str,
-        **model: Any,
-    ) -> Path:
+    def make_pairs(self, source: Source, load: Callable[[], Work], version: str) -> Path:
         """Run the job that makes the pairs; when all of it is there, draw the page to look at."""
-        manifest = run_job(
-            source.examples,
-            work,
-            self.output,
-            Preference,
-            shard_rows=self.shard_rows,
-            shard=self.shard_of,
-            **self.manifest(source, version, **model),
-        )
+        manifest = self.run_job(source.examples, load, Preference, version, source.media_root)
         if manifest is not None:
             write_preview(self.output)
         return self.output
 
-    def manifest(self, source: Source, version: str, **model: Any) -> dict[str, Any]:
+    def run_job(
+        self,
+        inputs: Sequence[Any],
+        load: Callable[[], Work],
+        kind: type[RecordT],
+        version: str,
+        media_root: Path,
+    ) -> Manifest | None:
+        """Run the job on the engine, where `load` is called once in every process that works.
+
+        It is pickled with whatever it refers to, which had better not be the whole source.
+        """
+        work = Deferred(load)
+        with self.engine.open():
+            # Names come from loaded models. So what cannot be loaded is told before the job begins.
+            names = self.engine.call(lambda: work.value.names)
+            return run_job(
+                inputs,
+                lambda rows: work.value.make(rows),
+                self.output,
+                kind,
+                shard_rows=self.shard_rows,
+                shard=self.shard_of,
+                engine=self.engine,
+                **self.manifest(media_root, version, names),
+            )
+
+    def manifest(self, media_root: Path, version: str, names: dict[str, str]) -> dict[str, Any]:
         """The manifest's fields that every builder fills alike.
 
         Where the dataset lies and which process made what change nothing in it, so neither is told.
@@ -237,8 +265,8 @@ class Builder(Strict):
             "builder_version": version,
             "config": config,
             "seed": self.seed,
-            "model": model,
-            "media_root": "media" if self.embed_media else str(source.media_root),
+            "model": names,
+            "media_root": "media" if self.embed_media else str(media_root),
         }
 
     def stored(self, media: Sequence[Media], media_root: Path) -> tuple[Media, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -74,24 +74,28 @@ class BDHS(Builder):
         """Load the models and build the dataset; returns its directory."""
         self.check_source()
         source = self.load_source()
-        generator = self.generator.load()
-        if isinstance(self.corruption, MaskTokens):
-            tell_visible(self.corruption, generator, source)
-        return self._build(source, generator, self.similarity.load())
+        first, root = source.examples[:8], source.media_root
+
+        def load() -> tuple[Generator, TextSimilarity]:
+            generator = self.generator.load()
+            if isinstance(self.corruption, MaskTokens):
+                tell_visible(self.corruption, generator, first, root)
+            return generator, self.similarity.load()
+
+        return self._build(source, load)
 
     def build_with(self, generator: Generator, similarity: TextSimilarity) -> Path:
         """Build with models that are loaded already."""
-        return self._build(self.load_source(), generator, similarity)
+        return self._build(self.load_source(), lambda: (generator, similarity))
 
-    def _build(self, source: Source, generator: Generator, similarity: TextSimilarity) -> Path:
-        pairs = _Pairs(config=self, source=source, generator=generator, similarity=similarity)
-        path = self.make_pairs(
-            source,
-            pairs.make,
-            VERSION,
-            generator=generator.name,
-            similarity=similarity.name,
-        )
+    def _build(self, source: Source, load: Callable[[], tuple[Generator, TextSimilarity]]) -> Path:
+        root = source.media_root
+
+        def pairs() -> _Pairs:
+            generator, similarity = load()
+            return _Pairs(config=self, media_root=root, generator=generator, similarity=similarity)
+
+        path = self.make_pairs(source, pairs, VERSION)
         if (path / MANIFEST).exists():
             tell_yield(read_manifest(path).counts)
         return path
@@ -102,9 +106,13 @@ class _Pairs:
     """The work function of the job, with the models that it needs."""
 
     config: BDHS
-    source: Source
+    media_root: Path
     generator: Generator
     similarity: TextSimilarity
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {"generator": self.generator.name, "similarity": self.similarity.name}
 
     def make(self, examples: list[Example]) -> list[Outcome]:
         """One outcome per example; halved down to the one at fault where a row cannot be asked."""
@@ -141,7 +149,7 @@ class _Pairs:
             prompt=example.prompt,
             images=example.images,
             videos=example.videos,
-            media_root=self.source.media_root,
+            media_root=self.media_root,
             chosen=example.answer or "",
         )
 
@@ -161,8 +169,8 @@ class _Pairs:
         record = Preference(
             id=example.id,
             prompt=example.prompt,
-            images=self.config.stored(example.images, self.source.media_root),
-            videos=self.config.stored(example.videos, self.source.media_root),
+            images=self.config.stored(example.images, self.media_root),
+            videos=self.config.stored(example.videos, self.media_root),
             chosen=chosen,
             rejected=negative.text,
             chosen_spans=chosen_spans,
@@ -203,9 +211,11 @@ def tell_yield(counts: Mapping[str, int]) -> None:
         logger.info("negatives that differ enough: %s", told)
 
 
-def tell_visible(mask: MaskTokens, generator: LocalGenerator, source: Source) -> None:
-    """Log what the mask leaves visible of the first pictures; warn where it is often nothing."""
-    counts = num_media_tokens(generator, source.examples[:8], source.media_root)
+def tell_visible(
+    mask: MaskTokens, generator: LocalGenerator, examples: Sequence[Example], media_root: Path
+) -> None:
+    """Log what the mask leaves visible of these pictures; warn where it is often nothing."""
+    counts = num_media_tokens(generator, examples, media_root)
     if not counts:
         return
     fewest, most = min(counts), max(counts)

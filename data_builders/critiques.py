@@ -27,7 +27,7 @@ from typing import Literal, Protocol
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from data_builders.base import AnyGenerator, Builder, Source
+from data_builders.base import AnyGenerator, Builder
 from data_builders.in_turn import InTurn
 from data_builders.judging import asked, question_of, reason_of, shortened
 from data_builders.ranking_page import write_ranking_page
@@ -36,7 +36,7 @@ from mmalign.config import Strict
 from mmalign.errors import MediaError
 from mmalign.generate.base import Generation, Generator, Request, request_seed
 from mmalign.generate.server import Unanswered
-from mmalign.jobs import Outcome, run_job
+from mmalign.jobs import Outcome
 from mmalign.judge import Contest, Judge, Ruling
 from mmalign.media import open_image
 from mmalign.records import Example, Origin, RankedResponse, Ranking
@@ -113,20 +113,12 @@ class Critiques(Builder):
 
     def _build(self, models: InTurn, judge: Callable[[], Ranker]) -> Path:
         source = self.load_source()
-        # Names come from loaded models. So what cannot be loaded is told before anything is made.
-        names = {writer.name: models.get(writer.name).name for writer in self.generators}
-        names[JUDGE] = judge().name
-        work = _Rankings(config=self, source=source, models=models, judge=judge)
-        manifest = run_job(
-            source.examples,
-            work.make,
-            self.output,
-            Ranking,
-            shard_rows=self.shard_rows,
-            shard=self.shard_of,
-            **self.manifest(source, VERSION) | {"model": names},
-        )
-        if manifest is not None:
+        root = source.media_root
+
+        def rankings() -> _Rankings:
+            return _Rankings(config=self, media_root=root, models=models, judge=judge)
+
+        if self.run_job(source.examples, rankings, Ranking, VERSION, root) is not None:
             write_ranking_page(self.output)
         return self.output
 
@@ -158,9 +150,14 @@ class _Rankings:
     """The work function of the job, with the models that it needs."""
 
     config: Critiques
-    source: Source
+    media_root: Path
     models: InTurn
     judge: Callable[[], Ranker]
+
+    @property
+    def names(self) -> dict[str, str]:
+        writers = (writer.name for writer in self.config.generators)
+        return {name: self.models.get(name).name for name in writers} | {JUDGE: self.judge().name}
 
     def make(self, examples: list[Example]) -> list[Outcome]:
         """One outcome per example; writer after writer, then the judge, all of a chunk together."""
@@ -186,7 +183,7 @@ class _Rankings:
             return _dropped(example.id, "has_clips", "the judge is shown pictures only")
         try:
             for media in example.images:
-                open_image(media, self.source.media_root)
+                open_image(media, self.media_root)
         except MediaError as error:
             return Outcome(id=example.id, reason="quarantined:unreadable", detail=str(error))
         return None
@@ -211,7 +208,7 @@ class _Rankings:
                 id=f"{example.id}/{writer.name}/{number}",
                 prompt=example.prompt,
                 images=example.images,
-                media_root=self.source.media_root,
+                media_root=self.media_root,
             )
             for example in examples
             for number in range(1, writer.num_samples + 1)
@@ -269,7 +266,7 @@ class _Rankings:
             question=question_of(entry.example.prompt),
             responses=tuple(text for _, text in shown),
             images=entry.example.images,
-            media_root=self.source.media_root,
+            media_root=self.media_root,
         )
 
     def _outcome(self, entry: _Entry, ruling: Ruling[RankVerdict]) -> Outcome:
@@ -307,7 +304,7 @@ class _Rankings:
         record = Ranking(
             id=example.id,
             prompt=example.prompt,
-            images=self.config.stored(example.images, self.source.media_root),
+            images=self.config.stored(example.images, self.media_root),
             responses=responses,
             origin=Origin(
                 builder="critiques",

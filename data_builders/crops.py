@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from mmalign.config import Strict
+from mmalign.engines import AnyEngine, LocalEngine
 from mmalign.jobs import Outcome, run_job
 from mmalign.media import embed, open_image
 from mmalign.records import Media, Preference
@@ -44,6 +45,7 @@ class Crops(Strict):
     smallest: float = Field(default=0.01, gt=0, le=1)
     largest: float = Field(default=0.2, gt=0, le=1)
     shard_rows: PositiveInt = 256
+    engine: AnyEngine = Field(default=LocalEngine(), exclude=True)
 
     @model_validator(mode="after")
     def _ordered(self) -> Crops:
@@ -55,10 +57,10 @@ class Crops(Strict):
         """Write the dataset; returns its directory."""
         made_from = read_manifest(self.source)
         dataset = open_dataset(self.source, Preference)
-        rows = list(dataset)
+        rows, root = list(dataset), dataset.media_root
 
         def work(records: list[Preference]) -> list[Outcome]:
-            return [self._cropped(record, dataset.media_root) for record in records]
+            return [self._cropped(record, root) for record in records]
 
         run_job(
             rows,
@@ -66,12 +68,13 @@ class Crops(Strict):
             self.output,
             Preference,
             shard_rows=self.shard_rows,
+            engine=self.engine,
             builder=self.name,
             builder_version=VERSION,
             config=self.model_dump(mode="json", exclude={"output"}),
             seed=self.seed,
             model={"source": made_from.content_hash},
-            media_root=str(dataset.media_root),
+            media_root=str(root),
         )
         return self.output
 

@@ -18,19 +18,19 @@ Launch: mmalign build configs/build/critiques_expand.yaml
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
 from pydantic import PositiveInt
 
-from data_builders.base import Builder, Source
+from data_builders.base import Builder
 from data_builders.judging import asked, question_of, reason_of, shortened
 from data_builders.ranking_page import write_ranking_page
 from data_builders.verify import JudgeConfig
 from mmalign.errors import MediaError
-from mmalign.jobs import Outcome, run_job
+from mmalign.jobs import Outcome
 from mmalign.judge import Note, Ruling
 from mmalign.prepare import RowDropped
 from mmalign.records import Origin, RankedResponse, Ranking
@@ -66,23 +66,21 @@ class ExpandCritiques(Builder):
     def build(self) -> Path:
         """Load the judge and build the dataset; returns its directory."""
         self.check_source()
-        return self.build_with(self.judge.load(self.seed))
+        return self._build(lambda: self.judge.load(self.seed))
 
     def build_with(self, judge: Expander) -> Path:
         """Build with a judge that is loaded already."""
+        return self._build(lambda: judge)
+
+    def _build(self, load: Callable[[], Expander]) -> Path:
         dataset = open_dataset(self.source, Ranking)
+        root = dataset.media_root
         rankings = sorted(dataset, key=lambda ranking: ranking.id)[: self.limit]
-        source = Source(examples=[], media_root=dataset.media_root)
-        manifest = run_job(
-            rankings,
-            _Expansions(config=self, media_root=dataset.media_root, judge=judge).make,
-            self.output,
-            Ranking,
-            shard_rows=self.shard_rows,
-            shard=self.shard_of,
-            **self.manifest(source, VERSION, judge=judge.name),
-        )
-        if manifest is not None:
+
+        def expansions() -> _Expansions:
+            return _Expansions(config=self, media_root=root, judge=load())
+
+        if self.run_job(rankings, expansions, Ranking, VERSION, root) is not None:
             write_ranking_page(self.output)
         return self.output
 
@@ -94,6 +92,10 @@ class _Expansions:
     config: ExpandCritiques
     media_root: Path
     judge: Expander
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {"judge": self.judge.name}
 
     def make(self, rankings: list[Ranking]) -> list[Outcome]:
         """One outcome per ranking; the notes of a chunk all together."""

@@ -11,13 +11,14 @@ Launch: mmalign build config.yaml with `name: on_policy`
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import PositiveInt
 
-from data_builders.base import AnyGenerator, Builder, SentenceFilter, SimilarityFilter, Source
+from data_builders.base import AnyGenerator, Builder, SentenceFilter, SimilarityFilter
 from mmalign.generate.base import Generator, Request
 from mmalign.jobs import Outcome
 from mmalign.records import Example, Origin, Preference
@@ -38,19 +39,21 @@ class OnPolicy(Builder):
     def build(self) -> Path:
         """Load the models and build the dataset; returns its directory."""
         self.check_source()
-        return self.build_with(self.generator.load(), self.similarity.load())
+        return self._build(lambda: (self.generator.load(), self.similarity.load()))
 
     def build_with(self, generator: Generator, similarity: TextSimilarity) -> Path:
         """Build with models that are loaded already."""
+        return self._build(lambda: (generator, similarity))
+
+    def _build(self, load: Callable[[], tuple[Generator, TextSimilarity]]) -> Path:
         source = self.load_source()
-        pairs = _Pairs(config=self, source=source, generator=generator, similarity=similarity)
-        return self.make_pairs(
-            source,
-            pairs.make,
-            VERSION,
-            generator=generator.name,
-            similarity=similarity.name,
-        )
+        root = source.media_root
+
+        def pairs() -> _Pairs:
+            generator, similarity = load()
+            return _Pairs(config=self, media_root=root, generator=generator, similarity=similarity)
+
+        return self.make_pairs(source, pairs, VERSION)
 
 
 @dataclass(kw_only=True)
@@ -58,9 +61,13 @@ class _Pairs:
     """The work function of the job, with the models that it needs."""
 
     config: OnPolicy
-    source: Source
+    media_root: Path
     generator: Generator
     similarity: TextSimilarity
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {"generator": self.generator.name, "similarity": self.similarity.name}
 
     def make(self, examples: list[Example]) -> list[Outcome]:
         """One outcome per example; try after try, all open examples of a chunk together."""
@@ -88,7 +95,7 @@ class _Pairs:
                 prompt=example.prompt,
                 images=example.images,
                 videos=example.videos,
-                media_root=self.source.media_root,
+                media_root=self.media_root,
             )
             for example in trying
         ]
@@ -104,8 +111,8 @@ class _Pairs:
         record = Preference(
             id=example.id,
             prompt=example.prompt,
-            images=self.config.stored(example.images, self.source.media_root),
-            videos=self.config.stored(example.videos, self.source.media_root),
+            images=self.config.stored(example.images, self.media_root),
+            videos=self.config.stored(example.videos, self.media_root),
             chosen=example.answer or "",
             rejected=response,
             chosen_spans=chosen_spans,

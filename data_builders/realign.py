@@ -17,7 +17,7 @@ Launch: mmalign build configs/build/realign_coco.yaml
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from data_builders.base import (
 from data_builders.completion import Completer, Gapped, InstructCompleter
 from data_builders.gallery import Encoder, Gallery, OpenClip, make_gallery
 from data_builders.masking import Masked, Masker, ModelMasker, Refused, locate
+from mmalign.engines import Deferred
 from mmalign.jobs import Outcome
 from mmalign.media import media_key
 from mmalign.records import Example, Origin, Preference, Span
@@ -43,6 +44,7 @@ from mmalign.retrieval import ImageEncoder, Index, Neighbour
 from mmalign.similarity import TextSimilarity
 
 VERSION = "1"
+_Models = tuple[CountingGenerator, ImageEncoder, TextSimilarity]
 
 
 class ReAlign(Builder):
@@ -61,31 +63,34 @@ class ReAlign(Builder):
     def build(self) -> Path:
         """Load the models and build the dataset; returns its directory."""
         self.check_source()
-        generator = self.generator.load()
-        return self.build_with(generator, self.encoder.load(generator), self.similarity.load())
+
+        def load() -> _Models:
+            generator = self.generator.load()
+            return generator, self.encoder.load(generator), self.similarity.load()
+
+        return self._build(load)
 
     def build_with(
         self, generator: CountingGenerator, encoder: ImageEncoder, similarity: TextSimilarity
     ) -> Path:
         """Build with models that are loaded already."""
-        source = self.load_source()
-        pairs = _Pairs(
-            config=self,
-            source=source,
-            generator=generator,
-            encoder=encoder,
-            similarity=similarity,
-        )
-        return self.make_pairs(
-            source,
-            pairs.make,
-            VERSION,
-            generator=generator.name,
-            encoder=encoder.name,
-            similarity=similarity.name,
-            masker=self.masker.name,
-            completer=self.completer.name,
-        )
+        return self._build(lambda: (generator, encoder, similarity))
+
+    def _build(self, load: Callable[[], _Models]) -> Path:
+        # Every worker retrieves from all pictures, and so reads the source for itself.
+        source = Deferred(self.load_source)
+
+        def pairs() -> _Pairs:
+            generator, encoder, similarity = load()
+            return _Pairs(
+                config=self,
+                source=source.value,
+                generator=generator,
+                encoder=encoder,
+                similarity=similarity,
+            )
+
+        return self.make_pairs(source.value, pairs, VERSION)
 
 
 @dataclass(kw_only=True)
@@ -107,6 +112,16 @@ class _Pairs:
     generator: CountingGenerator
     encoder: ImageEncoder
     similarity: TextSimilarity
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {
+            "generator": self.generator.name,
+            "encoder": self.encoder.name,
+            "similarity": self.similarity.name,
+            "masker": self.config.masker.name,
+            "completer": self.config.completer.name,
+        }
 
     @cached_property
     def gallery(self) -> Gallery:

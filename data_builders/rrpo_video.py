@@ -24,14 +24,14 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from data_builders.base import Builder, GeneratorConfig, PictureFolder, Source
+from data_builders.base import Builder, GeneratorConfig, PictureFolder
 from data_builders.perturb import Mask, Perturbation, Shuffle, Step, apply, can_change
 from data_builders.rewrite import AsItIs, JudgeRewrites, Rewrite, Rewritten, rewritten
 from data_builders.verify import (
@@ -59,6 +59,7 @@ VERSION = "1"
 
 logger = get_logger("rrpo_video")
 
+_Models = tuple[Generator, Verifier, Judge | None]
 # What became of a request: a reply, or why the model could not be asked.
 _Reply = Generation | MediaError | RowDropped
 
@@ -98,32 +99,39 @@ class RRPOVideo(Builder):
     def build(self) -> Path:
         """Load the models and build the dataset; returns its directory."""
         self.check_source()
-        judge = None if self.judge is None else self.judge.load(self.seed)
-        verifier = load_verifier(self.verify, judge)
+
+        def load() -> _Models:
+            judge = None if self.judge is None else self.judge.load(self.seed)
+            verifier = load_verifier(self.verify, judge)
+            return self.generator.load(), verifier, judge
+
         with ClipReader(
             sampling=self.generator.model.frames, timeout_seconds=self.timeout_seconds
         ) as reader:
-            return self.build_with(self.generator.load(), reader, verifier, judge)
+            return self._build(reader, load)
 
     def build_with(
         self, generator: Generator, reader: Reader, verifier: Verifier, judge: Judge | None
     ) -> Path:
         """Build with models that are loaded already, from the clips that `reader` opens."""
+        return self._build(reader, lambda: (generator, verifier, judge))
+
+    def _build(self, reader: Reader, load: Callable[[], _Models]) -> Path:
         source = self.load_source()
-        pairs = _Pairs(
-            config=self,
-            source=source,
-            generator=generator,
-            verifier=verifier,
-            judge=judge,
-            reader=reader,
-        )
-        named = {"judge": judge.name} if judge is not None else {}
-        if isinstance(self.verify, Differs):
-            named["similarity"] = self.verify.similarity.name
-        path = self.make_pairs(
-            source, pairs.make, VERSION, generator=generator.name, verify=self.verify.name, **named
-        )
+        root = source.media_root
+
+        def pairs() -> _Pairs:
+            generator, verifier, judge = load()
+            return _Pairs(
+                config=self,
+                media_root=root,
+                generator=generator,
+                verifier=verifier,
+                judge=judge,
+                reader=reader,
+            )
+
+        path = self.make_pairs(source, pairs, VERSION)
         if (path / MANIFEST).exists():
             origins = open_dataset(path, Preference).column("origin")
             count = sum(json.loads(origin["detail"])["one_sided"] for origin in origins)
@@ -166,11 +174,21 @@ class _Pairs:
     """The work function of the job, with the models that it needs."""
 
     config: RRPOVideo
-    source: Source
+    media_root: Path
     generator: Generator
     verifier: Verifier
     judge: Judge | None
     reader: Reader
+
+    @property
+    def names(self) -> dict[str, str]:
+        verify = self.config.verify
+        names = {"generator": self.generator.name, "verify": verify.name}
+        if self.judge is not None:
+            names["judge"] = self.judge.name
+        if isinstance(verify, Differs):
+            names["similarity"] = verify.similarity.name
+        return names
 
     def make(self, examples: list[Example]) -> list[Outcome]:
         """One outcome per example.
@@ -210,7 +228,7 @@ class _Pairs:
             return _dropped(example, "not_a_clip", found)
         # Not left to the job, which would begin the whole chunk again to find the clip at fault.
         try:
-            clip = self.reader.open(example.videos[0], self.source.media_root)
+            clip = self.reader.open(example.videos[0], self.media_root)
         except MediaError as error:
             return _unreadable(example, error)
         if not can_change(clip, self.config.perturb):
@@ -296,7 +314,7 @@ class _Pairs:
         if not chosen_spans and not rejected_spans:
             return _dropped(example, "same_words", rejected)
         try:
-            videos = config.stored(example.videos, self.source.media_root)
+            videos = config.stored(example.videos, self.media_root)
         except MediaError as error:
             return _unreadable(example, error)
         detail: dict[str, Any] = {

@@ -9,16 +9,16 @@ Launch: mmalign build configs/build/score_pairs.yaml
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveInt
 
-from data_builders.base import Builder, Source
+from data_builders.base import Builder
 from mmalign.errors import DataError
-from mmalign.jobs import Outcome, run_job
+from mmalign.jobs import Outcome
 from mmalign.log import get_logger
 from mmalign.models.load import ModelConfig
 from mmalign.prepare import RowDropped
@@ -62,22 +62,23 @@ class Score(Builder):
                 got=f"{kind} records",
                 wanted="preference or ranking",
             )
-        loaded = RewardModel.from_checkpoint(self.model, batch_size=self.batch_size)
-        return self.build_with(loaded)
+        return self._build(
+            lambda: RewardModel.from_checkpoint(self.model, batch_size=self.batch_size)
+        )
 
     def build_with(self, model: RewardModel) -> Path:
         """Build with a model that is loaded already."""
+        return self._build(lambda: model)
+
+    def _build(self, load: Callable[[], RewardModel]) -> Path:
         dataset = open_dataset(self.source)
-        source = Source(examples=[], media_root=dataset.media_root)
-        manifest = run_job(
-            sorted(dataset, key=lambda row: row.id)[: self.limit],
-            _Scoring(config=self, model=model, media_root=dataset.media_root).make,
-            self.output,
-            dataset.kind,
-            shard_rows=self.shard_rows,
-            shard=self.shard_of,
-            **self.manifest(source, VERSION, reward_model=model.name),
-        )
+        root = dataset.media_root
+        rows = sorted(dataset, key=lambda row: row.id)[: self.limit]
+
+        def scoring() -> _Scoring:
+            return _Scoring(config=self, model=load(), media_root=root)
+
+        manifest = self.run_job(rows, scoring, dataset.kind, VERSION, root)
         if manifest is not None and dataset.kind is Preference:
             gaps = open_dataset(self.output, Preference).column("score_gap")
             agreed = sum(gap > 0 for gap in gaps)
@@ -92,6 +93,10 @@ class _Scoring:
     config: Score
     model: RewardModel
     media_root: Path
+
+    @property
+    def names(self) -> dict[str, str]:
+        return {"reward_model": self.model.name}
 
     def make(self, rows: list[Any]) -> list[Outcome]:
         """One outcome per row, in order; all responses of a chunk are judged together.

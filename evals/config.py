@@ -12,6 +12,7 @@ from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
+from mmalign.engines import AnyEngine, LocalEngine
 
 AnyBenchmark = Annotated[Pope | Chair | RewardBench, Field(discriminator="name")]
 
@@ -35,13 +36,17 @@ class EvalModel(Strict):
 
 
 class EvalRecipe(Strict):
-    """One evaluation run. Answers are greedy; `seed` draws the bootstrap samples."""
+    """One evaluation run. Answers are greedy; `seed` draws the bootstrap samples.
+
+    engine: where answers are generated, local or ray (docs/evaluate.md); no result tells of it.
+    """
 
     name: str
     model: EvalModel
     output: Path
     benchmarks: list[AnyBenchmark] = Field(min_length=1)
     batch_size: PositiveInt = 16
+    engine: AnyEngine = Field(default=LocalEngine(), exclude=True)
     bootstrap_samples: PositiveInt = 2000
     seed: int = 0
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from evals.reward_bench import RewardBench
 from evals.stats import intervals
 from mmalign import log
 from mmalign.clips import Clip
+from mmalign.engines import Deferred
 from mmalign.errors import DataError, MediaError, ModelError
 from mmalign.generate.base import Generation, Generator, Request, Sampling
 from mmalign.records import Media
@@ -33,8 +35,12 @@ from mmalign.store import write_atomically
 ANSWERS, MODEL, RESULTS = "answers.jsonl", "model.json", "results.json"
 PACKAGES = ("mmalign", "numpy", "torch", "transformers")
 
-# Batches generated between two writes: a kill loses no more than these.
+# Batches generated between two writes: a kill loses no more than these, of each worker.
 _BATCHES = 4
+# Some requests to one benchmark, by its place in the recipe.
+_Chunk = tuple[int, list[Request]]
+# A request's id with its answer, or why there is none.
+_Reply = tuple[str, Generation | MediaError]
 _logger = log.get_logger("evals")
 
 
@@ -64,34 +70,73 @@ def evaluate(recipe: EvalRecipe, generator: Generator | None = None) -> Path:
             raise DataError(
                 f"the folder of {_kind(requests)}s does not exist", where=benchmark.key, got=folder
             )
-    generator = generator or _load(recipe)
-    fingerprint = _sha256([generator.name, recipe.model.model_dump(mode="json")])
-    model = {"name": generator.name, "fingerprint": fingerprint}
-    write_atomically(recipe.output / MODEL, json.dumps(model, indent=2) + "\n")
-    answers = _recover(recipe.output / ANSWERS)
-    with open(recipe.output / ANSWERS, "a", encoding="utf-8", newline="\n") as file:
-        for benchmark, requests in asked:
-            keys = _keys(benchmark, requests, fingerprint)
-            done = {key for key, answer in answers.items() if answer.text is not None}
-            left = [request for request in requests if keys[request.id] not in done]
-            sampling = _sampling(benchmark)
-            size = _BATCHES * recipe.batch_size
-            chunks = [left[i : i + size] for i in range(0, len(left), size)]
-            answering = _answering(benchmark, generator)
-            for chunk in log.progress(chunks, label=benchmark.key):
-                for request, made in _generate(answering, chunk, sampling):
-                    answer = Answer(
-                        key=keys[request.id],
-                        benchmark=benchmark.key,
-                        id=request.id,
-                        text=made.text if made else None,
-                        num_tokens=made.num_tokens if made else 0,
-                        finished=made is not None and made.finished,
-                    )
-                    answers[answer.key] = answer
-                    file.write(_line(dataclasses.asdict(answer)))
-                file.flush()
+    loaded = Deferred(partial(_load, recipe) if generator is None else lambda: generator)
+    with recipe.engine.open():
+        name = recipe.engine.call(lambda: loaded.value.name)
+        fingerprint = _sha256([name, recipe.model.model_dump(mode="json")])
+        model = {"name": name, "fingerprint": fingerprint}
+        write_atomically(recipe.output / MODEL, json.dumps(model, indent=2) + "\n")
+        answers = _recover(recipe.output / ANSWERS)
+        _ask(recipe, loaded, asked, fingerprint, answers)
     return _finish(recipe.output, recipe, model, asked, answers)
+
+
+def _ask(
+    recipe: EvalRecipe,
+    loaded: Deferred[Generator],
+    asked: Sequence[tuple[Benchmark, Sequence[Request]]],
+    fingerprint: str,
+    answers: dict[str, Answer],
+) -> None:
+    """Generate the answers that are not there yet, and append each chunk's when it comes."""
+    keys = [_keys(benchmark, requests, fingerprint) for benchmark, requests in asked]
+    done = {key for key, answer in answers.items() if answer.text is not None}
+    size = _BATCHES * recipe.batch_size
+    chunks: list[_Chunk] = []
+    for number, (_, requests) in enumerate(asked):
+        left = [request for request in requests if keys[number][request.id] not in done]
+        chunks += [(number, left[i : i + size]) for i in range(0, len(left), size)]
+
+    def told(chunk: _Chunk) -> str:
+        number, requests = chunk
+        where = f"{asked[number][0].key} stopped at {requests[0].id} … {requests[-1].id}"
+        return f"{where}; the answers so far are kept in {recipe.output}"
+
+    answering = _Answering(
+        [Deferred(partial(_answerer, benchmark, loaded)) for benchmark, _ in asked],
+        [_sampling(benchmark) for benchmark, _ in asked],
+    )
+    arriving = recipe.engine.run(answering, chunks, told)
+    with open(recipe.output / ANSWERS, "a", encoding="utf-8", newline="\n") as file:
+        for number, replies in log.progress(arriving, label=recipe.name, total=len(chunks)):
+            for id, made in replies:
+                if isinstance(made, MediaError):
+                    _logger.warning("%s stays unanswered: %s", id, made)
+                whole = made if isinstance(made, Generation) else None
+                answer = Answer(
+                    key=keys[number][id],
+                    benchmark=asked[number][0].key,
+                    id=id,
+                    text=whole.text if whole else None,
+                    num_tokens=whole.num_tokens if whole else 0,
+                    finished=whole is not None and whole.finished,
+                )
+                answers[answer.key] = answer
+                file.write(_line(dataclasses.asdict(answer)))
+            file.flush()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Answering:
+    """Answers a chunk in whichever process; each of the two has an item for each benchmark."""
+
+    answerers: list[Deferred[Generator]]
+    samplings: list[Sampling]
+
+    def __call__(self, chunk: _Chunk) -> tuple[int, list[_Reply]]:
+        number, requests = chunk
+        generator = self.answerers[number].value
+        return number, list(_generate(generator, requests, self.samplings[number]))
 
 
 def rescore(folder: str | Path, recipe: EvalRecipe) -> Path:
@@ -191,8 +236,8 @@ def _load(recipe: EvalRecipe) -> Generator:
 
 def _generate(
     generator: Generator, requests: Sequence[Request], sampling: Sampling
-) -> Iterator[tuple[Request, Generation | None]]:
-    """Each request with its answer; None for a picture that cannot be read.
+) -> Iterator[_Reply]:
+    """Each request with its answer, or the error of a picture that cannot be read.
 
     A chunk that holds such a picture is halved until the picture is alone.
     """
@@ -200,8 +245,7 @@ def _generate(
         made = generator.generate(requests, sampling)
     except MediaError as error:
         if len(requests) == 1:
-            _logger.warning("%s stays unanswered: %s", requests[0].id, error)
-            yield requests[0], None
+            yield requests[0].id, error
             return
         middle = len(requests) // 2
         yield from _generate(generator, requests[:middle], sampling)
@@ -209,7 +253,7 @@ def _generate(
         return
     if [answer.id for answer in made] != [request.id for request in requests]:
         raise ModelError("did not answer each request once, in order", where=generator.name)
-    yield from zip(requests, made, strict=True)
+    yield from ((answer.id, answer) for answer in made)
 
 
 def _sampling(benchmark: Benchmark) -> Sampling:
@@ -247,8 +291,9 @@ def _media(request: Request) -> list[Media | Clip]:
     return [*request.images, *request.videos]
 
 
-def _answering(benchmark: Benchmark, generator: Generator) -> Generator:
+def _answerer(benchmark: Benchmark, loaded: Deferred[Generator]) -> Generator:
     """What answers a benchmark: the model's words, or for a reward benchmark its rewards."""
+    generator = loaded.value
     if not isinstance(benchmark, RewardBench):
         return generator
     from mmalign.generate.local import LocalGenerator

@@ -185,6 +185,13 @@ class ClipReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # In another process it starts a child of its own.
+        return self.__dict__ | {"_child": None, "_turn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_turn": threading.Lock()})
+
     def open(self, media: Media, root: Path | None) -> Clip:
         """What open_clip returns. Raises MediaError also where the decoder hangs or crashes."""
         plan, frames = self._ask("open", media, root, _receive_clip)

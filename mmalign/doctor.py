@@ -29,6 +29,7 @@ COSTS = {
     "bitsandbytes": "no optim.optimizer=adamw_8bit",
     "decord": "no clips by backend=decord",
     "openai": "no generators or judges behind a server",
+    "ray": "no builds or evals by engine=ray",
     "tensorboard": "no run.trackers=[tensorboard]",
     "torchcodec": "clips are decoded by PyAV",
     "trl": "no comparison with TRL's losses",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MmalignError(Exception):
     """A problem the user can fix, told as: what, where, got, wanted, next move.
@@ -33,6 +35,16 @@ class MmalignError(Exception):
             text += f". {self.fix[0].upper()}{self.fix[1:]}{end}"
         return text
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pickle's own way calls the class, which in a subclass may want other arguments.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[MmalignError], args: tuple[Any, ...], state: dict[str, Any]) -> Any:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
 
 class ConfigError(MmalignError):
     """A recipe, builder or eval config is wrong; carries all of a file's problems at once."""
@@ -56,6 +68,10 @@ class ModelError(MmalignError):
 
 class MissingExtra(MmalignError):
     """An optional package is not installed; the message holds the line that installs it."""
+
+
+class EngineError(MmalignError):
+    """The workers that a batch job runs on are not there, or died again and again."""
 
 
 class TrainingError(MmalignError):

@@ -10,7 +10,8 @@
 Inputs are sorted by id and cut into chunks of `shard_rows`; chunk c belongs to process c % n. A
 chunk's shard is renamed into place first and its progress file after it, so that progress file is
 the commit: a process killed before it does the whole chunk again, one killed after it never does.
-Chunks do not depend on the number of processes, so neither does a byte of the result.
+Chunks do not depend on the number of processes, nor on the engine that runs them
+(mmalign/engines.py), so neither does a byte of the result.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, Protocol, TypeVar
 
 from filelock import FileLock
 
+from mmalign.engines import LocalEngine, RayEngine
 from mmalign.errors import DataError, MediaError
 from mmalign.log import get_logger, progress
 from mmalign.records import Record, RecordT, check, kind_name
@@ -78,14 +80,17 @@ def run_job(
     *,
     shard_rows: int = 256,
     shard: tuple[int, int] = (0, 1),
+    engine: LocalEngine | RayEngine = LocalEngine(),
     **manifest: Any,
 ) -> Manifest | None:
     """Run `work` over every chunk of this process; complete the directory if it was the last.
 
     `work` gets the inputs of a chunk and returns one Outcome for each. When it raises MediaError
     it is called again on each half, down to the input at fault, which is quarantined. Any other
-    exception stops the job and keeps what is complete. `shard` is (i, n): process i of n. Other
-    keyword arguments are the Manifest's own. Returns None while chunks of others are missing.
+    exception stops the job and keeps what is complete. `shard` is (i, n): process i of n. With
+    `engine` chunks are worked on elsewhere, in any order: `work` is pickled (its models belong into
+    a Deferred), and `out` must be the same folder on every machine. Other keyword arguments are the
+    Manifest's own. Returns None while chunks of others are missing.
     Raises DataError on a repeated id, and when `out` holds another job or another dataset.
     """
     out = Path(out)
@@ -105,23 +110,37 @@ def run_job(
         for chunk in range(index, num_chunks, num_processes)
         if not _marker(out, chunk).exists()
     ]
+    batches = [(chunk, rows[chunk * shard_rows : (chunk + 1) * shard_rows]) for chunk in todo]
+
+    def told(item: tuple[int, list[InputT]]) -> str:
+        chunk, batch = item
+        return f"shard {chunk} stopped at {_names(batch)}; what is complete is kept in {out}"
+
     num_rows, started = 0, time.monotonic()
-    for chunk in progress(todo, label=f"{out.name}: shards"):
-        batch = rows[chunk * shard_rows : (chunk + 1) * shard_rows]
-        try:
-            outcomes = _attempt(work, batch)
-        except Exception as error:
-            told = f"shard {chunk} stopped at {_names(batch)}; what is complete is kept in {out}"
-            logger.error(told)
-            error.add_note(told)
-            raise
-        _commit(out, chunk, kind, batch, outcomes)
-        num_rows += len(batch)
+    done = engine.run(_Chunks(work=work, out=out, kind=kind), batches, told)
+    for count in progress(done, label=f"{out.name}: shards", total=len(todo)):
+        num_rows += count
     seconds = time.monotonic() - started
     if num_rows:
         rate = num_rows / seconds
         logger.info("%s: %d inputs in %.1f s, %.2f per second", out, num_rows, seconds, rate)
     return _complete(out, num_chunks, kind, manifest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chunks:
+    """Works on a chunk and commits it, in whichever process; returns its number of inputs."""
+
+    work: Callable[[list[Any]], list[Outcome]]
+    out: Path
+    kind: type[Any]
+
+    def __call__(self, item: tuple[int, list[Any]]) -> int:
+        chunk, batch = item
+        # A worker may die between its commit and its reply; then another gets the chunk.
+        if not _marker(self.out, chunk).exists():
+            _commit(self.out, chunk, self.kind, batch, _attempt(self.work, batch))
+        return len(batch)
 
 
 def _attempt(work: Callable[[list[InputT]], list[Outcome]], rows: list[InputT]) -> list[Outcome]:

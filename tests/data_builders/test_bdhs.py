@@ -243,7 +243,9 @@ def test_a_mask_that_often_hides_everything_is_warned_of(tiny, tmp_path, caplog)
     generator, source = config.generator.load(), config.load_source()
     with caplog.at_level(logging.INFO, logger="mmalign"):
         for threshold in (0.99, 0.5, 1.0):
-            tell_visible(MaskTokens(threshold=threshold), generator, source)
+            tell_visible(
+                MaskTokens(threshold=threshold), generator, source.examples, source.media_root
+            )
     told = [(r.levelname, r.getMessage()) for r in caplog.records]
     assert [level for level, _ in told] == ["INFO", "WARNING", "INFO", "INFO"]
     assert told[0][1].startswith("16 image tokens an example: 0.2 visible on average, none in 85 %")

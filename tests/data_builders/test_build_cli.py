@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from data_builders.config import BUILDERS, load_builder
 from mmalign.cli import run
 from mmalign.errors import ConfigError
 from mmalign.models.tiny import TinyModel
-from mmalign.records import Preference
+from mmalign.records import Example, Preference, user
 from mmalign.store import open_dataset, write_dataset
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "build"
@@ -95,6 +96,27 @@ def test_a_folder_of_pictures_becomes_pairs_with_a_real_model(tmp_path: Path, ca
     assert run(["build", str(CONFIGS / "realign_photos.yaml"), *arguments, "shard=0/2"]) == 0
     again = open_dataset(tmp_path / "again", Preference)
     assert again.manifest == dataset.manifest
+
+
+def test_the_builder_that_contributing_shows_builds(tmp_path: Path, repo_root: Path) -> None:
+    text = (repo_root / "CONTRIBUTING.md").read_text()
+    code = re.search(r"```python\n(# data_builders/borrowed.py\n.*?)```", text, re.S)
+    assert code is not None
+    (tmp_path / "borrowed.py").write_text(code[1])
+    spec = importlib.util.spec_from_file_location("borrowed", tmp_path / "borrowed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["borrowed"] = module  # pydantic looks the types up there
+    try:
+        spec.loader.exec_module(module)
+        rows = [Example(id=id, prompt=user("What?"), answer=f"a {id}") for id in "abc"]
+        write_dataset(tmp_path / "in", Example, rows)
+        out = module.Borrowed(source=tmp_path / "in", output=tmp_path / "out").build()
+    finally:
+        del sys.modules["borrowed"]
+    rejected = {pair.id: pair.rejected for pair in open_dataset(out, Preference)}
+    assert rejected == {"a": "a b", "b": "a c", "c": "a a"}
 
 
 def test_counts_are_told_in_the_order_of_their_numbers(tmp_path, capsys, monkeypatch):
