@@ -68,8 +68,13 @@ def padded_cost(batch: CandidateBatch, cost: ModelCost) -> float:
     return _cost(cost, len(sizes) * width, pairs, _patches(conditions, cost, unique=False))
 
 
-def shared_cost(batch: CandidateBatch, cost: ModelCost, *, packed: bool) -> float:
-    """Of a training step in the shared_prefix layout, packed, or in rows as long as the longest."""
+def shared_cost(
+    batch: CandidateBatch, cost: ModelCost, *, packed: bool, two_way: bool = False
+) -> float:
+    """Of a training step in the shared_prefix layout, packed, or in rows as long as the longest.
+
+    two_way: whether prompt tokens see all of their prompt.
+    """
     lengths: dict[int, list[int]] = {}
     for candidate in batch.candidates:
         lengths.setdefault(candidate.condition, []).append(len(candidate.response_ids))
@@ -79,7 +84,7 @@ def shared_cost(batch: CandidateBatch, cost: ModelCost, *, packed: bool) -> floa
     patches = _patches(conditions, cost, unique=True)
     if packed:
         pairs = sum(
-            p * p / 2 + p * r + sum(n * n for n in own) / 2
+            p * p / (1 if two_way else 2) + p * r + sum(n * n for n in own) / 2
             for p, r, own in zip(prompts, sums, lengths.values(), strict=True)
         )
         return _cost(cost, sum(prompts) + sum(sums), pairs, patches)

@@ -43,7 +43,8 @@ class Planner:
         """The layout asked for; with `auto`, the one whose estimated step is cheaper."""
         if self.layout != "auto":
             return self.layout
-        shared = shared_cost(batch, self.cost, packed=self.packed)
+        two_way = self.family.prompt_attention == "bidirectional"
+        shared = shared_cost(batch, self.cost, packed=self.packed, two_way=two_way)
         return "shared_prefix" if shared <= padded_cost(batch, self.cost) else "padded"
 
 
