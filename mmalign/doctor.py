@@ -34,11 +34,11 @@ COSTS = {
     "torchcodec": "clips are decoded by PyAV",
     "trl": "no comparison with TRL's losses",
     "wandb": "no run.trackers=[wandb]",
+    "xformers": "no model.attention=xformers",
 }
 # What an extra installs though nothing uses it yet, and what it will be for.
 LATER = {
     "diffusers": "diffusion models",
-    "xformers": "attention kernels",
 }
 
 
@@ -232,36 +232,18 @@ def _sdpa() -> str:
     return f"forward and backward on {query.device.type}"
 
 
-def _flex_forward() -> str:
+def _packed(name: str) -> str:
+    """Attention over packed rows, as training would try it."""
     import torch
-    from torch.nn.attention.flex_attention import flex_attention
 
-    with torch.no_grad():
-        torch.compile(flex_attention)(*(part.detach() for part in _heads()))
-    return f"compiled on {_device()}"
+    from mmalign.attention.choose import Heads, trial
 
-
-def _flex_backward() -> str:
-    import torch
-    from torch.nn.attention.flex_attention import flex_attention
-
-    output: Any = torch.compile(flex_attention)(*_heads())
-    output.sum().backward()
-    return f"compiled on {_device()}"
-
-
-def _xformers() -> str:
-    from xformers.ops import memory_efficient_attention  # type: ignore[import-not-found]
-
-    query, key, value = (part.transpose(1, 2) for part in _heads())
-    try:
-        output: Any = memory_efficient_attention(query, key, value)
-    except NotImplementedError as error:
-        # It lists every kernel with its objections; the first one's are enough.
-        objections = str(error).partition("not supported because:")[2].partition("\n`")[0]
-        raise RuntimeError(f"its kernels refuse: {objections.strip() or error}") from None
-    output.sum().backward()
-    return "forward and backward"
+    device = _device()
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    reason = trial(name, device, dtype, Heads(8, 2, 64))
+    if reason is not None:
+        raise RuntimeError(reason)
+    return f"packed rows on {device}, {str(dtype).removeprefix('torch.')}, equal to sdpa"
 
 
 def _adam_8bit() -> str:
@@ -297,9 +279,9 @@ CHECKS: dict[str, Callable[[], str]] = {
     "torchvision": _torchvision,
     "attention: eager": _eager,
     "attention: sdpa": _sdpa,
-    "attention: flex, forward": _flex_forward,
-    "attention: flex, backward": _flex_backward,
-    "attention: xformers": _xformers,
+    "attention: flash": partial(_packed, "flash"),
+    "attention: flex": partial(_packed, "flex"),
+    "attention: xformers": partial(_packed, "xformers"),
     "8-bit Adam": _adam_8bit,
     "clips: torchcodec": partial(_clips, "torchcodec"),
     "clips: av": partial(_clips, "pyav"),

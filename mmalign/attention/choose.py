@@ -110,11 +110,19 @@ def trial(name: str, device: str, dtype: torch.dtype, heads: Heads) -> str | Non
     try:
         error = _largest_error(_PACKED[name](device), device, dtype, heads)
     except Exception as problem:
-        # Whatever a foreign kernel raises is the reason.
-        return " ".join((str(problem) or type(problem).__name__).split())[:300]
+        return refusal(problem)
     if not error <= TOLERANCE[dtype]:
         return f"its numbers are wrong: {error:.1e} from SDPA's"
     return None
+
+
+def refusal(problem: Exception) -> str:
+    """What a foreign kernel raised, in a line; of xformers' list, the first kernel's objections."""
+    told = str(problem) or type(problem).__name__
+    objections = told.partition("not supported because:")[2].partition("\n`")[0]
+    if objections.strip():
+        told = f"its kernels refuse: {objections}"
+    return " ".join(told.split())[:300]
 
 
 def _largest_error(

@@ -45,13 +45,14 @@ def test_a_missing_extra_costs_something_and_names_its_line():
 
 
 def test_what_nothing_uses_yet_is_told_apart_and_never_missing():
-    text = diagnosis({"torch": "2.15.0", "wandb": "0.20", "diffusers": "0.36"}).as_text()
+    text = diagnosis(
+        {"torch": "2.15.0", "wandb": "0.20", "diffusers": "0.36", "xformers": "0.0.35"}
+    ).as_text()
     used, later = text.split("Packages for later: nothing uses them yet\n")
     assert "diffusers" not in used.split()
-    lines = [line.split() for line in later.splitlines()[:2]]
+    lines = [line.split() for line in later.splitlines()[:1]]
     assert lines == [
         ["diffusers", "0.36", "diffusion", "models"],
-        ["xformers", "not", "installed", "attention", "kernels"],
     ]
     assert "Missing" not in text
 
@@ -116,18 +117,11 @@ def test_a_missing_module_is_named(monkeypatch: pytest.MonkeyPatch):
     assert "decord" in found.detail
 
 
-def test_xformers_refusal_is_told_in_one_kernels_words(monkeypatch: pytest.MonkeyPatch):
-    def refuse(*_: object):
-        raise NotImplementedError(
-            "No operator found\n`fa2F` is not supported because:\n    device=cpu (not cuda)\n"
-            "`cutlassF` is not supported because:\n    device=cpu"
-        )
-
-    ops = type(sys)("xformers.ops")
-    ops.memory_efficient_attention = refuse  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "xformers", type(sys)("xformers"))
-    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
-    assert attempt("attention: xformers").detail == "its kernels refuse: device=cpu (not cuda)"
+def test_attention_is_tried_and_a_refusal_has_its_reason():
+    assert attempt("attention: flash").works
+    assert attempt("attention: flash").detail == "packed rows on cpu, float32, equal to sdpa"
+    assert attempt("attention: xformers").detail == "its kernels need CUDA"
+    assert attempt("attention: flex").detail == "it has no backward pass on the CPU"
 
 
 @pytest.mark.parametrize(("check", "backend"), [("av", "pyav"), ("decord", "decord")])

@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from mmalign.attention import choose as module
-from mmalign.attention.choose import Heads, choose, needs_masks, sliding_window, trial
+from mmalign.attention.choose import (
+    Heads,
+    choose,
+    needs_masks,
+    refusal,
+    sliding_window,
+    trial,
+)
 from mmalign.attention.flex import flex_call
 from mmalign.attention.tree import make_tree
 from mmalign.errors import ModelError
@@ -54,6 +61,15 @@ def test_a_kernel_with_wrong_numbers_is_refused(monkeypatch):
         assert choose("auto", LLAVA, text_config(), "cpu", torch.float32).name == "sdpa"
     finally:
         trial.cache_clear()
+
+
+def test_of_many_objections_the_first_kernels_are_told():
+    listed = NotImplementedError(
+        "No operator found\n`fa2F` is not supported because:\n    device=cpu (not cuda)\n"
+        "`cutlassF` is not supported because:\n    device=cpu"
+    )
+    assert refusal(listed) == "its kernels refuse: device=cpu (not cuda)"
+    assert refusal(ValueError()) == "ValueError"
 
 
 @pytest.mark.slow
