@@ -132,7 +132,11 @@ def weights_hash(model: nn.Module) -> str:
 
 def _tensor_hash(values: Tensor) -> str:
     data = values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-    return f"{tuple(values.shape)} {hashlib.sha256(data).hexdigest()}"
+    told = [f"{tuple(values.shape)} {hashlib.sha256(data).hexdigest()}"]
+    # bitsandbytes keeps the scales of a quantised weight beside it, in no parameter and no buffer.
+    if (state := getattr(values, "quant_state", None)) is not None:
+        told += [_tensor_hash(v) for v in state.as_dict().values() if isinstance(v, Tensor)]
+    return " ".join(told)
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:

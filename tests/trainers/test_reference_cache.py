@@ -261,6 +261,26 @@ def test_an_adapter_counts_from_its_first_change(tiny_model: Path):
         assert weights_hash(model) != base
 
 
+@pytest.mark.parametrize("double", [False, True])
+def test_the_scales_of_quantised_weights_count(double: bool):
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for scale in (1, 1, 2):
+        layer = bitsandbytes.nn.Linear4bit(
+            64, 64, bias=False, quant_type="nf4", compress_statistics=double
+        )
+        layer.weight = bitsandbytes.nn.Params4bit(
+            weight * scale, requires_grad=False, quant_type="nf4", compress_statistics=double
+        )
+        layer = layer.to("cpu")
+        assert layer.weight.dtype == torch.uint8
+        found.append((layer.weight.data, weights_hash(layer)))
+    # Twice the weights are the same codes under twice the scales.
+    assert torch.equal(found[0][0], found[2][0])
+    assert found[0][1] == found[1][1] != found[2][1]
+
+
 def test_weights_in_pieces_are_refused():
     model = torch.nn.Linear(2, 2)
     model.weight.data = torch.empty(0)  # As ZeRO-3 leaves it on loading.
