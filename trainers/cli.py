@@ -1,10 +1,11 @@
-"""The verbs `mmalign train` and `mmalign estimate`. Torch is imported inside them."""
+"""The verbs `mmalign train`, `precompute` and `estimate`. Torch is imported inside them."""
 
 from __future__ import annotations
 
 import typer
 
 train = typer.Typer(rich_markup_mode=None, add_completion=False)
+precompute = typer.Typer(rich_markup_mode=None, add_completion=False)
 estimate = typer.Typer(rich_markup_mode=None, add_completion=False)
 
 CONFIG = typer.Argument(..., metavar="RECIPE", help="A YAML file, such as configs/train/*.yaml.")
@@ -20,6 +21,24 @@ def train_command(config: str = CONFIG, overrides: list[str] | None = OVERRIDES)
 
     for _ in train(load_config(config, Recipe, overrides or [])):
         pass  # The run tells what happens through its log lines.
+
+
+@precompute.command()
+def precompute_command(
+    config: str = CONFIG,
+    overrides: list[str] | None = OVERRIDES,
+    fresh: bool = typer.Option(False, "--fresh", help="Delete what is stored, and start anew."),
+) -> None:
+    """Store the reference's scores of a recipe's dataset, for all runs with reference=cached."""
+    from mmalign.config import load_config
+    from mmalign.log import is_main_process
+    from trainers.config import Recipe
+    from trainers.precompute import precompute
+
+    recipe = load_config(config, Recipe, [*(overrides or []), "reference=cached"])
+    folder = precompute(recipe, fresh=fresh)
+    if is_main_process():
+        typer.echo(folder)
 
 
 @estimate.command()

@@ -102,7 +102,8 @@ class Recipe(Strict):
 
     adapter_off: the same weights with the LoRA adapter off; costs no memory.
     frozen_copy: a second copy of the initial policy.
-    cached: the initial policy's scores of every row, computed once before the first step.
+    cached: the initial policy's scores of every row, stored beside the dataset, or in the folder
+        `reference_cache`; made before the first step where they are not there yet.
     auto: adapter_off with LoRA, else frozen_copy.
     """
 
@@ -110,6 +111,7 @@ class Recipe(Strict):
     data: DataConfig
     loss: Loss
     reference: Literal["auto"] | ReferenceKind = "auto"
+    reference_cache: Path | None = None
     scorer: ScorerConfig = ScorerConfig()
     optim: OptimConfig
     run: RunConfig
@@ -120,6 +122,10 @@ class Recipe(Strict):
             raise ValueError(
                 "reference=adapter_off needs an adapter to switch off, and model.lora is not set; "
                 "use frozen_copy or cached"
+            )
+        if self.reference_cache is not None and self.reference != "cached":
+            raise ValueError(
+                "reference_cache is read by reference=cached alone; set that, or drop it"
             )
         if self.reference == "cached" and Need.KL in self.loss.needs:
             raise ValueError(

@@ -36,7 +36,7 @@ logger = get_logger("trainers.directory")
 # Keys that may differ when a run is resumed: none of them changes a weight.
 FREE = {
     "run.output", "run.resume", "run.keep_last", "run.save_every_steps", "run.log_every_steps",
-    "run.trackers", "data.workers", "data.cache_mb",
+    "run.trackers", "data.workers", "data.cache_mb", "reference_cache",
 }  # fmt: skip
 
 

@@ -67,11 +67,16 @@ class Survey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch: places in the survey, the plan of its candidates, and its pairs."""
+    """One micro-batch: places in the survey, the plan of its candidates, and its pairs.
+
+    digests, sizes: of each row, what tells its tokens from others', and its candidates' lengths.
+    """
 
     places: list[int]
     plan: Plan
     table: PairTable
+    digests: list[str]
+    sizes: list[list[int]]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
@@ -110,6 +115,7 @@ class Rows:
         self.limit, self.workers = config.limit, config.workers
         self._cache: OrderedDict[int, PreparedRow] = OrderedDict()
         self._free = config.cache_mb * 2**20
+        self._files: dict[int, str] = {}
 
     def prepared(self, row: int) -> PreparedRow:
         """Row `row` of the dataset in tokens. Raises RowDropped or MediaError."""
@@ -159,6 +165,7 @@ class Rows:
         Processes share the reading. A file that cannot be read counts as such.
         """
         found: dict[str, str] = {}
+        by_row: dict[int, list[str]] = {}
         mine = range(accelerator.process_index, self._count(), accelerator.num_processes)
         for row in progress(mine, label="media"):
             for _, media in media_of(self.dataset[row]):
@@ -167,8 +174,14 @@ class Rows:
                     continue
                 if path not in found:
                     found[path] = self._digest(media)
+                by_row.setdefault(row, []).append(found[path])
+        self._files = {row: " ".join(its) for row, its in gather_object(list(by_row.items()))}
         everywhere = sorted(set(gather_object(list(found.items()))))
         return hashlib.sha256(repr(everywhere).encode()).hexdigest()
+
+    def files_of(self, row: int) -> str:
+        """Digests of the files that row `row` names by path, in order, as `media` met them."""
+        return self._files.get(row, "")
 
     def batch(self, survey: Survey, places: list[int]) -> Batch:
         """The micro-batch of these places, on the CPU."""
@@ -176,7 +189,13 @@ class Rows:
 
     def batch_of(self, places: list[int], rows: list[PreparedRow]) -> Batch:
         """The micro-batch of rows that stand at these places, on the CPU."""
-        return Batch(places=places, plan=self.planner(collate(rows)), table=table(rows))
+        return Batch(
+            places=places,
+            plan=self.planner(collate(rows)),
+            table=table(rows),
+            digests=[row.digest for row in rows],
+            sizes=[[len(c.response_ids) for c in row.candidates] for row in rows],
+        )
 
     def records(self, survey: Survey, places: list[int]) -> list[Any]:
         """The dataset's records at these places."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -31,9 +30,10 @@ from trainers.directory import RunDirectory, damaged
 from trainers.objectives.base import objective_for
 from trainers.online import OnlinePairs, online_pairs
 from trainers.optim import build_optimizer
-from trainers.reference import Reference, adapter_off, cached, fingerprint, frozen_copy
+from trainers.reference import Reference, adapter_off, fingerprint, frozen_copy
+from trainers.reference_cache import cached, check_cache, open_cache
 from trainers.rows import Batch, Rows, Survey
-from trainers.sampler import Sampler, even_share, share_of, total_steps
+from trainers.sampler import Sampler, share_of, total_steps
 from trainers.tracking import part_lines
 
 logger = get_logger("trainers.setup")
@@ -138,7 +138,14 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     attention = attention_of(recipe, policy, accelerator)
     planner = planner_of(policy, recipe.scorer.layout, attention)
     rows = Rows(dataset, objective, planner, recipe.data)
-    survey, key = _started_from(recipe, run, dataset, policy, rows, accelerator)
+    kind = recipe.reference_kind() if Need.REFERENCE in needs else "none"
+    cache = None
+    if kind == "cached":
+        cache = open_cache(recipe, dataset, policy, accelerator, attention)
+    if cache is not None and run.newest is None:
+        # Before the survey, which takes its time. A resumed run is first compared with its start.
+        check_cache(cache, accelerator)
+    survey = _started_from(recipe, run, dataset, policy, rows, accelerator)
     steps = total_steps(
         num_rows=len(survey.rows),
         batch_size=optim.batch_size,
@@ -151,18 +158,16 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
 
     asked = {"competitor": Need.COMPETITOR in needs, "rewards": Need.REWARD_HEAD in needs}
     kl = Need.KL in needs
-    kind = recipe.reference_kind() if Need.REFERENCE in needs else "none"
     reference: Reference | None = None
     if kind == "adapter_off":
         reference = adapter_off(policy, scorer, asked=asked | {"distributions": kl})
     elif kind == "frozen_copy":
         reference = frozen_copy(policy, accelerator, attention, asked=asked | {"distributions": kl})
-    elif kind == "cached":
-        rank = accelerator.process_index
-        mine = even_share(len(survey.rows), rank=rank, world_size=world)
-        cuts = (mine[i : i + micro_size] for i in range(0, len(mine), micro_size))
-        file, batches = run.path / "reference.safetensors", rows.batches(survey, cuts)
-        reference = cached(file, key, batches, scorer, accelerator, competitor=asked["competitor"])
+    elif cache is not None:
+        reference = cached(
+            cache, rows, survey, scorer, accelerator,
+            micro_size=micro_size, competitor=asked["competitor"],
+        )  # fmt: skip
 
     online = recipe.data.online
     if online is not None and accelerator.distributed_type not in WHOLE_POLICY:
@@ -288,8 +293,8 @@ def _started_from(
     policy: Policy,
     rows: Rows,
     accelerator: Accelerator,
-) -> tuple[Survey, str]:
-    """The rows that can be used, and a key that names what the run starts from.
+) -> Survey:
+    """The rows that can be used.
 
     A resumed run takes them from start.json. Raises TrainingError where dataset, pictures or
     initial policy are no longer the ones its checkpoints were trained from.
@@ -300,11 +305,10 @@ def _started_from(
         "policy": fingerprint(policy.model),
         "recipe": run.recipe_hash,
     }
-    key = hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
     before = run.read("start.json")
     moved = [name for name in facts if before.get(name) != facts[name]]
     if not moved:
-        return _read_survey(run, before), key
+        return _read_survey(run, before)
     if run.newest is not None:
         raise TrainingError(
             f"the {' and the '.join(moved)} changed since this run began",
@@ -316,7 +320,7 @@ def _started_from(
         write_atomically(run.path / "recipe.yaml", dump_yaml(recipe))
         run.write("start.json", {**facts, "survey": survey.as_json()})
     accelerator.wait_for_everyone()
-    return survey, key
+    return survey
 
 
 def _read_survey(run: RunDirectory, started: Mapping[str, Any]) -> Survey:

@@ -12,12 +12,20 @@ from safetensors.torch import load_file
 
 from mmalign.config import dump_yaml
 from trainers.loop import train
+from trainers.reference_store import ReferenceCache
 
 # With ACCELERATE_USE_CPU the launcher of many GPUs starts CPU processes, which speak gloo;
 # `accelerate launch --cpu` would start one, or several through MPI.
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 LAUNCH += ["--main_process_port", "0", "-m", "trainers"]
+
+
+def reference_scores(run: Path) -> dict[str, torch.Tensor]:
+    """Every stored row of a run that kept its reference scores in its own folder."""
+    (folder,) = (run / "reference").iterdir()
+    stored = ReferenceCache(folder, key={}, about={}).read()
+    return {name: row.logps for name, row in stored.items()}
 
 
 @pytest.mark.parametrize("rows", [10, 9, 1])
@@ -35,8 +43,10 @@ def test_two_processes_equal_one(recipe, tmp_path: Path, rows: int):
     file = tmp_path / "recipe.yaml"
     file.write_text(dump_yaml(one))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    folder = tmp_path / "two"
+    overrides = [f"run.output={folder}", f"reference_cache={folder / 'reference'}"]
     done = subprocess.run(
-        [sys.executable, *LAUNCH, str(file), f"run.output={tmp_path / 'two'}"],
+        [sys.executable, *LAUNCH, str(file), *overrides],
         env=environment,
         capture_output=True,
         text=True,
@@ -48,6 +58,10 @@ def test_two_processes_equal_one(recipe, tmp_path: Path, rows: int):
     assert done.stderr.count("2 processes x 2 micro-batches of 1") == 1
 
     found = [tmp_path / name for name in ("one", "two")]
+    stored = [reference_scores(folder) for folder in found]
+    assert list(stored[0]) == list(stored[1])
+    assert len(stored[0]) == rows
+    assert all(torch.allclose(stored[0][n], stored[1][n], atol=1e-5) for n in stored[0])
     metrics = [
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -68,6 +69,17 @@ class PreparedRow:
         """Prompt tokens of each condition once, and every response."""
         prompts = sum(len(condition.prompt_ids) for condition in self.conditions)
         return prompts + sum(len(candidate.response_ids) for candidate in self.candidates)
+
+    @property
+    def digest(self) -> str:
+        """Changes with any token, with who stands under which condition, and with media's sizes."""
+        digest = hashlib.sha256()
+        for condition in self.conditions:
+            media = [one.num_tokens for one in condition.images + condition.videos]
+            digest.update(f"{media} {condition.prompt_ids};".encode())
+        for candidate in self.candidates:
+            digest.update(f"{candidate.condition} {candidate.response_ids};".encode())
+        return digest.hexdigest()
 
     @property
     def num_bytes(self) -> int:
