@@ -67,10 +67,14 @@ class MediaEncoder:
             return known
         if isinstance(clip, Media):
             clip = open_clip(clip, root, frames, verify=clip.sha256 is not None)
-        inputs = self._clip_inputs(clip, max_pixels)
-        return self._clips.keep(name, inputs, self.family.num_video_tokens(inputs, self.config))
+        made = self._clip_inputs(clip, max_pixels)
+        inputs = {key: made[key] for key in self.family.video_inputs}
+        num_tokens = self.family.num_video_tokens(inputs, self.config)
+        text = self.family.video_text and self.family.video_text(made, self.processor)
+        return self._clips.keep(name, inputs, num_tokens, text)
 
     def _clip_inputs(self, clip: Clip, max_pixels: int | None) -> dict[str, Any]:
+        """All that the video processor makes of a clip, and its `video_metadata`."""
         import numpy as np
         import torch
         from PIL import Image
@@ -102,7 +106,7 @@ class MediaEncoder:
         if "second_per_grid_ts" in self.family.video_inputs:
             seconds = processor.temporal_patch_size / clip.sampled_fps
             made["second_per_grid_ts"] = torch.tensor([seconds])
-        return {key: made[key] for key in self.family.video_inputs}
+        return {**made, "video_metadata": [metadata]}
 
 
 class _Recent:

@@ -111,11 +111,7 @@ class Preparer:
             raise RowDropped("no_clips", what, where=id or None)
         encoded = tuple(self._encoder.image(media, media_root, pixels) for media in images)
         clips = tuple(self._encoder.clip(clip, media_root, pixels, frames) for clip in videos)
-        if self.family.picture_text is None:
-            ids = self._expand(self._tokenise(text, start=True), self.image_token_id, encoded, id)
-        else:
-            ids = list(self._tokenise(self._with_pictures(text, encoded, id), start=True))
-        ids = self._expand(ids, self.video_token_id, clips, id)
+        ids = self._prompt_ids(text, encoded, clips, id)
         import torch
 
         positions = self.family.positions(
@@ -316,11 +312,28 @@ class Preparer:
         special = start and not (bos and bos in text)
         return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
-    def _with_pictures(self, text: str, pictures: Sequence[EncodedMedia], row: str) -> str:
-        """A rendered prompt with each picture's own text in the place of its placeholder."""
-        pieces = text.split(self.processor.image_token)
-        self._check_count("image", len(pieces) - 1, len(pictures), row)
-        texts = [picture.text or "" for picture in pictures]
+    def _prompt_ids(
+        self, text: str, images: Sequence[EncodedMedia], clips: Sequence[EncodedMedia], row: str
+    ) -> list[int]:
+        """A rendered prompt in tokens, with a placeholder for every feature."""
+        if self.family.picture_text is not None:
+            text = self._with_media(text, "image", self.processor.image_token, images, row)
+        if self.family.video_text is not None:
+            text = self._with_media(text, "video", self.processor.video_token, clips, row)
+        ids = list(self._tokenise(text, start=True))
+        if self.family.picture_text is None:
+            ids = self._expand(ids, self.image_token_id, images, row)
+        if self.family.video_text is None:
+            ids = self._expand(ids, self.video_token_id, clips, row)
+        return ids
+
+    def _with_media(
+        self, text: str, kind: str, token: str, media: Sequence[EncodedMedia], row: str
+    ) -> str:
+        """A rendered prompt with each picture's or clip's own text in place of its placeholder."""
+        pieces = text.split(token)
+        self._check_count(kind, len(pieces) - 1, len(media), row)
+        texts = [one.text or "" for one in media]
         return "".join(part for pair in zip(pieces, [*texts, ""], strict=True) for part in pair)
 
     def _expand(

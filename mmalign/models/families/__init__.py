@@ -17,7 +17,7 @@ from mmalign.models.families.base import (
 )
 from mmalign.models.families.gemma import GEMMA3, PALIGEMMA
 from mmalign.models.families.llava import LLAVA15, LLAVA_ONEVISION
-from mmalign.models.families.qwen import QWEN25VL
+from mmalign.models.families.qwen import QWEN2VL, QWEN3VL, QWEN25VL
 
 __all__ = [
     "FAMILIES",
@@ -31,7 +31,9 @@ __all__ = [
 FAMILIES = (
     LLAVA15,
     LLAVA_ONEVISION,
+    QWEN2VL,
     QWEN25VL,
+    QWEN3VL,
     GEMMA3,
     PALIGEMMA,
 )
@@ -53,5 +55,5 @@ def family_of(config: Any) -> Family:
         f"vision {getattr(getattr(config, 'vision_config', None), 'model_type', None)}, "
         f"text {getattr(getattr(config, 'text_config', None), 'model_type', None)}",
         wanted=known,
-        fix="add one entry to mmalign/models/families.py (see CONTRIBUTING.md)",
+        fix="add one entry to mmalign/models/families (see CONTRIBUTING.md)",
     )

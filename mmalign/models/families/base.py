@@ -32,6 +32,7 @@ class Family:
         template: what that processor makes of the question.
     picture_text: what stands for one picture in the rendered prompt, from all that the image
         processor made of it and the processor, where that is more than its placeholder repeated.
+    video_text: the same for a clip, whose `video_metadata` comes along.
     num_pieces: rows of the tower's output that one picture takes, where that is not one.
     positions: position ids [A, S] of a prompt (A axes: 1, or 3 for M-RoPE).
     first_position: what the model counts from. transformers' generate adds it to the positions that
@@ -60,6 +61,7 @@ class Family:
     image_options: Mapping[str, Any] = field(default_factory=dict)
     chat_template: str | None = None
     picture_text: Callable[[Mapping[str, Any], Any], str] | None = None
+    video_text: Callable[[Mapping[str, Any], Any], str] | None = None
     num_pieces: Callable[[ImageInputs], int] | None = None
     positions: Callable[[Tensor, list[ImageInputs], list[ImageInputs], Any], Tensor]
     first_position: int = 0
@@ -72,7 +74,7 @@ class Family:
     @property
     def num_axes(self) -> int:
         """Rows of the position ids: 3 for M-RoPE, else 1."""
-        return 3 if self.positions is mrope_positions else 1
+        return 1 if self.positions is linear_positions else 3
 
 
 def linear_positions(
@@ -93,28 +95,53 @@ def mrope_positions(
     free position p: its tokens get (p + time, p + row, p + column), and text resumes at
     p + max(h, w) (Qwen2-VL, arXiv 2409.12191, section 2.1). A clip's time advances by
     tokens_per_second * (seconds per temporal patch), each time cut to a whole number (Qwen2.5-VL,
-    arXiv 2502.13923, section 2.1.3). Equal to transformers' get_rope_index; ours runs where batches
-    are made, without the model.
+    arXiv 2502.13923, section 2.1.3), or by one where the family knows no seconds (Qwen2-VL). Equal
+    to transformers' get_rope_index; ours runs where batches are made, without the model.
     """
+    clips: list[_Grid] = []
+    for clip in videos:
+        seconds = clip.get("second_per_grid_ts")
+        pace = 1 if seconds is None else config.vision_config.tokens_per_second * float(seconds[0])
+        clips.append((clip["video_grid_thw"][0].tolist(), pace))
+    return _mrope(prompt_ids, images, clips, config)
+
+
+def mrope_positions_by_frame(
+    prompt_ids: Tensor, images: list[ImageInputs], videos: list[ImageInputs], config: Any
+) -> Tensor:
+    """The same where a clip's frames stand apart, each after its time in words: [3, S] int64.
+
+    Each frame (a temporal patch) then counts as a picture does (Qwen3-VL, arXiv 2511.21631).
+    """
+    clips: list[_Grid] = []
+    for clip in videos:
+        time, height, width = clip["video_grid_thw"][0].tolist()
+        clips += [([1, height, width], 1)] * time
+    return _mrope(prompt_ids, images, clips, config)
+
+
+# Patches of one run of placeholders in time, height and width, and positions from time to time.
+_Grid = tuple[list[int], float]
+
+
+def _mrope(
+    prompt_ids: Tensor, images: list[ImageInputs], clips: list[_Grid], config: Any
+) -> Tensor:
     import torch
 
     merge = config.vision_config.spatial_merge_size
     kinds = (prompt_ids == config.image_token_id) + 2 * (prompt_ids == config.video_token_id)
     result = torch.empty(3, len(prompt_ids), dtype=torch.long)
     index = position = 0
-    pictures, clips = iter(images), iter(videos)
+    pictures: list[_Grid] = [(image["image_grid_thw"][0].tolist(), 1) for image in images]
+    runs = {1: iter(pictures), 2: iter(clips)}
     while index < len(prompt_ids):
-        if kinds[index] == 0:
+        kind = int(kinds[index])
+        if kind == 0:
             result[:, index] = position
             index, position = index + 1, position + 1
             continue
-        if kinds[index] == 1:
-            grid_thw, pace = next(pictures)["image_grid_thw"][0], 1
-        else:
-            clip = next(clips)
-            grid_thw = clip["video_grid_thw"][0]
-            pace = config.vision_config.tokens_per_second * float(clip["second_per_grid_ts"][0])
-        time, height, width = grid_thw.tolist()
+        (time, height, width), pace = next(runs[kind])
         height, width = height // merge, width // merge
         grid = torch.cartesian_prod(
             (torch.arange(time) * pace).long(), torch.arange(height), torch.arange(width)

@@ -16,7 +16,7 @@ from mmalign.errors import ModelError
 from mmalign.log import quiet_libraries
 from mmalign.models.tiny.gemma import gemma3, paligemma
 from mmalign.models.tiny.llava import llava15, llava_onevision
-from mmalign.models.tiny.qwen import qwen25vl
+from mmalign.models.tiny.qwen import qwen2vl, qwen3vl, qwen25vl
 from mmalign.store import write_atomically
 
 # Written last: the settings that a folder's model was made from.
@@ -45,7 +45,9 @@ class TinyModel(Strict):
     family: Literal[
         "llava15",
         "llava_onevision",
+        "qwen2vl",
         "qwen25vl",
+        "qwen3vl",
         "gemma3",
         "paligemma",
     ] = "llava15"
@@ -70,8 +72,8 @@ class TinyModel(Strict):
     @model_validator(mode="after")
     def _heads_fit(self) -> TinyModel:
         head = self.text.hidden // self.text.heads
-        if self.family == "qwen25vl" and head % 16:
-            raise ValueError(f"qwen25vl needs heads of a multiple of 16 wide, not {head}")
+        if self.family in ("qwen2vl", "qwen25vl") and head % 16:
+            raise ValueError(f"{self.family} needs heads of a multiple of 16 wide, not {head}")
         return self
 
     def build(self) -> Path:
@@ -115,10 +117,12 @@ def _reset(model: Any) -> None:
 _MAKE = {
     "llava15": llava15,
     "llava_onevision": llava_onevision,
+    "qwen2vl": qwen2vl,
     "qwen25vl": qwen25vl,
+    "qwen3vl": qwen3vl,
     "gemma3": gemma3,
     "paligemma": paligemma,
 }
 
 # Families in which two by two patches become one token.
-_MERGING = ("qwen25vl", "gemma3")
+_MERGING = ("qwen2vl", "qwen25vl", "qwen3vl", "gemma3")
