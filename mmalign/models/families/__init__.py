@@ -16,7 +16,7 @@ from mmalign.models.families.base import (
     mrope_positions,
 )
 from mmalign.models.families.gemma import GEMMA3, PALIGEMMA
-from mmalign.models.families.llava import LLAVA15, LLAVA_ONEVISION
+from mmalign.models.families.llava import LLAVA15, LLAVA_NEXT, LLAVA_ONEVISION
 from mmalign.models.families.qwen import QWEN2VL, QWEN3VL, QWEN25VL
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
 
 FAMILIES = (
     LLAVA15,
+    LLAVA_NEXT,
     LLAVA_ONEVISION,
     QWEN2VL,
     QWEN25VL,

@@ -74,7 +74,7 @@ class Family:
     @property
     def num_axes(self) -> int:
         """Rows of the position ids: 3 for M-RoPE, else 1."""
-        return 1 if self.positions is linear_positions else 3
+        return 3 if self.positions in (mrope_positions, mrope_positions_by_frame) else 1
 
 
 def linear_positions(

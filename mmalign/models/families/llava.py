@@ -1,4 +1,4 @@
-"""LLaVA-1.5 and LLaVA-OneVision."""
+"""LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ def _llava_tokens(inputs: ImageInputs, config: Any) -> int:
     return (height // patch) * (width // patch) + int(whole)
 
 
-def _onevision_tokens(inputs: ImageInputs, config: Any) -> int:
-    """The base view, and the tiles of the best resolution with one newline for each row of them.
+def _tile_grid(inputs: ImageInputs, config: Any) -> tuple[int, int]:
+    """Rows and columns of patches of a picture's tiles, the padding of its shape cut off.
 
-    As LlavaOnevisionModel.pack_image_features puts them together: padding of the picture's shape
-    is cut off, and more than `vision_aspect_ratio` tiles are shrunk.
+    As `unpad_image` of transformers cuts it; the tiles are those of the best resolution.
     """
     from transformers.image_processing_utils import select_best_resolution
 
@@ -30,6 +29,20 @@ def _onevision_tokens(inputs: ImageInputs, config: Any) -> int:
         rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
     else:
         columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+    return rows, columns
+
+
+def _next_tokens(inputs: ImageInputs, config: Any) -> int:
+    """The base view, and the tiles with one newline for each row of their patches."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    rows, columns = _tile_grid(inputs, config)
+    return side**2 + rows * columns + rows
+
+
+def _onevision_tokens(inputs: ImageInputs, config: Any) -> int:
+    """As LLaVA-NeXT's, but tiles of more than `vision_aspect_ratio` views are shrunk."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    rows, columns = _tile_grid(inputs, config)
     most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
     ratio = (rows * columns / (most * side**2)) ** 0.5
     if ratio > 1.1:
@@ -51,6 +64,17 @@ LLAVA15 = Family(
     projector="multi_modal_projector",
     image_inputs=("pixel_values",),
     num_image_tokens=_llava_tokens,
+    positions=linear_positions,
+)
+
+LLAVA_NEXT = Family(
+    name="llava_next",
+    model_types=("llava_next",),
+    towers=("clip_vision_model",),
+    vision="vision_tower",
+    projector="multi_modal_projector",
+    image_inputs=("pixel_values", "image_sizes"),
+    num_image_tokens=_next_tokens,
     positions=linear_positions,
 )
 

@@ -15,7 +15,7 @@ from mmalign.config import Strict
 from mmalign.errors import ModelError
 from mmalign.log import quiet_libraries
 from mmalign.models.tiny.gemma import gemma3, paligemma
-from mmalign.models.tiny.llava import llava15, llava_onevision
+from mmalign.models.tiny.llava import llava15, llava_next, llava_onevision
 from mmalign.models.tiny.qwen import qwen2vl, qwen3vl, qwen25vl
 from mmalign.store import write_atomically
 
@@ -44,6 +44,7 @@ class TinyModel(Strict):
     output: str
     family: Literal[
         "llava15",
+        "llava_next",
         "llava_onevision",
         "qwen2vl",
         "qwen25vl",
@@ -116,6 +117,7 @@ def _reset(model: Any) -> None:
 
 _MAKE = {
     "llava15": llava15,
+    "llava_next": llava_next,
     "llava_onevision": llava_onevision,
     "qwen2vl": qwen2vl,
     "qwen25vl": qwen25vl,

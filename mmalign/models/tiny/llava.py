@@ -1,4 +1,4 @@
-"""Small LLaVA-1.5 and LLaVA-OneVision."""
+"""Small LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from mmalign.models.tiny.tokenizer import tokenizer_of
 if TYPE_CHECKING:
     from mmalign.models.tiny import TinyModel
 
-# The layout that llava-hf/llava-1.5 checkpoints carry: "USER: <image>\ntext ASSISTANT:".
+# The layout that llava-hf/llava-1.5 and llava-v1.6-vicuna checkpoints carry:
+# "USER: <image>\ntext ASSISTANT:".
 LLAVA_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] != 'system' %}{{ message['role'] | upper + ': ' }}{% endif %}"
@@ -37,66 +38,115 @@ def llava15(config: TinyModel) -> tuple[Any, Any]:
     """CLIP tower, LLaMA language model, one size of picture."""
     from transformers import (
         CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
         LlavaProcessor,
     )
 
-    words = None if config.words is None else ("USER:", "ASSISTANT:", *config.words)
-    tokenizer = tokenizer_of(words, ("<pad>", "</s>", "<s>", "<image>"), bos="<s>")
+    tokenizer = _llama_tokenizer(config)
     side = config.image_size
-    image_processor = CLIPImageProcessor(
-        size={"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        image_mean=[config.pixel_mean] * 3,
-        image_std=[config.pixel_std] * 3,
-    )
-    image_id = tokenizer.convert_tokens_to_ids("<image>")
-    vision = CLIPVisionConfig(
-        hidden_size=config.vision.hidden,
-        intermediate_size=config.vision.mlp,
-        num_hidden_layers=config.vision.layers,
-        num_attention_heads=config.vision.heads,
-        image_size=side,
-        patch_size=config.patch_size,
-        projection_dim=config.vision.hidden,
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=config.text.hidden,
-        intermediate_size=config.text.mlp,
-        num_hidden_layers=config.text.layers,
-        num_attention_heads=config.text.heads,
-        num_key_value_heads=config.text.heads,
-        max_position_embeddings=config.max_tokens,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        tie_word_embeddings=False,
-    )
     model = LlavaForConditionalGeneration(
         LlavaConfig(
-            vision_config=vision,
-            text_config=text,
-            image_token_index=image_id,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
             image_seq_length=(side // config.patch_size) ** 2,
-            vision_feature_layer=-1,
-            vision_feature_select_strategy="default",
-            tie_word_embeddings=False,
+            **_clip_and_llama(config, tokenizer),
         )
     )
     processor = LlavaProcessor(
-        image_processor=image_processor,
+        image_processor=CLIPImageProcessor(**_clip_pixels(config)),
         tokenizer=tokenizer,
-        patch_size=config.patch_size,
-        vision_feature_select_strategy="default",
-        image_token="<image>",
-        num_additional_image_tokens=1,
-        chat_template=LLAVA_TEMPLATE,
+        **_llava_processing(config),
     )
     return model, processor
+
+
+def llava_next(config: TinyModel) -> tuple[Any, Any]:
+    """CLIP tower, LLaMA language model, a picture whole and in tiles."""
+    from transformers import (
+        LlavaNextConfig,
+        LlavaNextForConditionalGeneration,
+        LlavaNextImageProcessor,
+        LlavaNextProcessor,
+    )
+
+    tokenizer = _llama_tokenizer(config)
+    side = config.image_size
+    # The published shapes of tiles: two, two by two, and three.
+    shapes = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+    pinpoints = [[rows * side, columns * side] for rows, columns in shapes]
+    model = LlavaNextForConditionalGeneration(
+        LlavaNextConfig(
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            image_grid_pinpoints=pinpoints,
+            **_clip_and_llama(config, tokenizer),
+        )
+    )
+    processor = LlavaNextProcessor(
+        image_processor=LlavaNextImageProcessor(
+            image_grid_pinpoints=pinpoints, **_clip_pixels(config)
+        ),
+        tokenizer=tokenizer,
+        **_llava_processing(config),
+    )
+    return model, processor
+
+
+def _llama_tokenizer(config: TinyModel) -> Any:
+    words = None if config.words is None else ("USER:", "ASSISTANT:", *config.words)
+    return tokenizer_of(words, ("<pad>", "</s>", "<s>", "<image>"), bos="<s>")
+
+
+def _clip_pixels(config: TinyModel) -> dict[str, Any]:
+    side = config.image_size
+    return {
+        "size": {"shortest_edge": side},
+        "crop_size": {"height": side, "width": side},
+        "image_mean": [config.pixel_mean] * 3,
+        "image_std": [config.pixel_std] * 3,
+    }
+
+
+def _llava_processing(config: TinyModel) -> dict[str, Any]:
+    return {
+        "patch_size": config.patch_size,
+        "vision_feature_select_strategy": "default",
+        "image_token": "<image>",
+        "num_additional_image_tokens": 1,
+        "chat_template": LLAVA_TEMPLATE,
+    }
+
+
+def _clip_and_llama(config: TinyModel, tokenizer: Any) -> dict[str, Any]:
+    """Tower, language model and what is taken from the tower, for a transformers config."""
+    from transformers import CLIPVisionConfig, LlamaConfig
+
+    return {
+        "vision_config": CLIPVisionConfig(
+            hidden_size=config.vision.hidden,
+            intermediate_size=config.vision.mlp,
+            num_hidden_layers=config.vision.layers,
+            num_attention_heads=config.vision.heads,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            projection_dim=config.vision.hidden,
+        ),
+        "text_config": LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.text.hidden,
+            intermediate_size=config.text.mlp,
+            num_hidden_layers=config.text.layers,
+            num_attention_heads=config.text.heads,
+            num_key_value_heads=config.text.heads,
+            max_position_embeddings=config.max_tokens,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            tie_word_embeddings=False,
+        ),
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+    }
 
 
 def llava_onevision(config: TinyModel) -> tuple[Any, Any]:
