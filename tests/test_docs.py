@@ -97,6 +97,13 @@ def test_every_config_command_reads(page: Path):
                 load_config(path, kinds[verb], overrides)
 
 
+def test_the_example_of_a_family_is_one():
+    section = (ROOT / "CONTRIBUTING.md").read_text().partition("## A family")[2]
+    example = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)[0]
+    source = (ROOT / "mmalign/models/families/llava.py").read_text()
+    assert [part for part in example.split("\n\n\n") if part.strip() not in source] == []
+
+
 def test_the_recipe_is_documented_key_by_key_with_its_defaults():
     from trainers.config import Recipe
 

@@ -4,8 +4,10 @@ import shutil
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from mmalign.errors import ModelError
+from mmalign.models.families import FAMILIES
 from mmalign.models.load import (
     Lora,
     ModelConfig,
@@ -15,6 +17,9 @@ from mmalign.models.load import (
     trained_outside_adapter,
 )
 from mmalign.models.tiny import TinyModel
+
+# Linear layers inside an adapted one.
+LORA_PARTS = (".base_layer", ".lora_A.default", ".lora_B.default")
 
 
 @pytest.fixture(scope="module", params=["llava15", "qwen25vl"])
@@ -47,6 +52,19 @@ def test_lora_touches_the_language_model_only(path):
     assert trained_outside_adapter(policy.model) == []
     names = [n for n, p in policy.model.named_parameters() if p.requires_grad]
     assert all("lora_" in name for name in names)
+
+
+@pytest.mark.parametrize("family", [family.name for family in FAMILIES])
+def test_lora_adapts_every_linear_layer_of_the_language_model_and_no_other(family, tmp_path):
+    folder = TinyModel(output=str(tmp_path / family), family=family).build()
+    policy = load_policy(ModelConfig(path=str(folder), lora=Lora(rank=2, alpha=4)))
+    model = policy.model.get_base_model()
+    within = {id(module) for module in model.get_decoder().layers.modules()}
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            assert id(module) in within, f"{name} is adapted"
+        elif isinstance(module, torch.nn.Linear) and not name.endswith(LORA_PARTS):
+            assert id(module) not in within, f"{name} is not adapted"
 
 
 def test_switching_an_adapter_off_restores_a_projector_that_trains_with_it(path):

@@ -119,6 +119,27 @@ def test_layouts_agree_on_unequal_prompts_many_images_many_candidates(policy, la
         assert plan.num_tokens == plan.input_ids.numel()
 
 
+def test_checkpointed_layers_run_again_as_they_ran(policy):
+    """Gradient checkpointing changes no gradient, with attention that has no mask least of all."""
+    packed = "packed" if attention_of(policy).packs else "shared_prefix"
+    batch = batch_of(policy, MIXED)
+    runs: list[object] = []
+    attention = policy.model.get_decoder().layers[-1].self_attn
+    hook = attention.register_forward_hook(lambda *_: runs.append(None))
+    policy.model.train()
+    try:
+        _, loss, gradient = scores_and_gradients(policy, batch, packed)
+        policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+        _, again, checkpointed = scores_and_gradients(policy, batch, packed)
+    finally:
+        policy.model.gradient_checkpointing_disable()
+        policy.model.eval()
+        hook.remove()
+    assert len(runs) == 1 + 2
+    assert again == pytest.approx(loss, rel=1e-6)
+    assert (checkpointed - gradient).norm() <= 1e-5 * gradient.norm()
+
+
 words = st.text(alphabet="abc .", min_size=1, max_size=12).filter(str.strip)
 rows = st.lists(
     st.tuples(
