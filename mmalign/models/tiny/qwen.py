@@ -141,14 +141,12 @@ def qwen3vl(config: TinyModel) -> tuple[Any, Any]:
             **_media_ids(tokenizer),
         )
     )
-    pixels = _pixels(config)
-    # This processor counts the pixels of all frames together; the limit stands for 16 of them.
-    limits = {**pixels["size"], "longest_edge": 16 * pixels["size"]["longest_edge"]}
     processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**pixels),
+        image_processor=Qwen2VLImageProcessor(**_pixels(config)),
         tokenizer=tokenizer,
+        # This processor limits the pixels of all frames together.
         video_processor=Qwen3VLVideoProcessor(
-            **pixels | {"size": limits}, cap_pixels_per_frame=False
+            cap_pixels_per_frame=False, **_pixels(config, frames=16)
         ),
         chat_template=QWEN_TEMPLATE,
     )
@@ -161,14 +159,14 @@ def _tokenizer(config: TinyModel) -> Any:
     return tokenizer_of(words, special, bos=None)
 
 
-def _media_ids(tokenizer: Any) -> dict[str, int]:
+def _media_ids(tokenizer: Any) -> dict[str, Any]:
     return {name: tokenizer.convert_tokens_to_ids(t) for name, t in _MEDIA_TOKENS.items()}
 
 
-def _pixels(config: TinyModel) -> dict[str, Any]:
-    side = config.image_size
+def _pixels(config: TinyModel, *, frames: int = 1) -> dict[str, Any]:
+    most = frames * config.image_size**2
     return {
-        "size": {"shortest_edge": (2 * config.patch_size) ** 2, "longest_edge": side * side},
+        "size": {"shortest_edge": (2 * config.patch_size) ** 2, "longest_edge": most},
         "patch_size": config.patch_size,
         "merge_size": 2,
         "temporal_patch_size": 2,

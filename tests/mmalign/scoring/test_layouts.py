@@ -13,6 +13,7 @@ from mmalign.attention.choose import MASKED, Attention, choose, sliding_window
 from mmalign.errors import DataError
 from mmalign.media import embed
 from mmalign.models.families import FAMILIES, mrope_positions
+from mmalign.models.families.base import mrope_positions_by_frame
 from mmalign.models.load import ModelConfig, Policy, TrainParts, load_policy
 from mmalign.models.tiny import TinyModel
 from mmalign.records import Media, user
@@ -284,4 +285,19 @@ def test_mrope_positions_by_hand():
         [0, 1, 2, 4, 2],
         [0, 1, 1, 1, 2],
         [0, 1, 1, 1, 2],
+    ]
+    # Without seconds (Qwen2-VL) time goes by one.
+    untimed = {"video_grid_thw": clip["video_grid_thw"]}
+    assert mrope_positions(torch.tensor([1, 8, 8, 8, 1]), [], [untimed], Config).tolist() == [
+        [0, 1, 2, 3, 2],
+        [0, 1, 1, 1, 2],
+        [0, 1, 1, 1, 2],
+    ]
+    # Frames with words between them (Qwen3-VL) count as pictures do.
+    frames = {"video_grid_thw": torch.tensor([[2, 2, 4]])}
+    ids = torch.tensor([1, 8, 8, 1, 8, 8, 1])
+    assert mrope_positions_by_frame(ids, [], [frames], Config).tolist() == [
+        [0, 1, 1, 3, 4, 4, 6],
+        [0, 1, 1, 3, 4, 4, 6],
+        [0, 1, 2, 3, 4, 5, 6],
     ]
