@@ -13,7 +13,7 @@ from mmalign.models.load import ModelConfig, load_policy
 from mmalign.models.tiny import TinyModel
 from mmalign.records import Media, user
 from mmalign.scoring.candidates import Candidate, CandidateBatch
-from mmalign.scoring.plan import make_plan
+from mmalign.scoring.planner import planner_of
 from mmalign.scoring.scorer import Scorer
 
 WORDS = ("what", "is", "this", "?", "and", "that", *(f"w{number}" for number in range(40)))
@@ -45,14 +45,8 @@ def test_greedy_answers_are_the_likeliest_under_the_scorer(tmp_path, family):
     conditions = [policy.preparer.condition(r.prompt, r.images, None) for r in requests]
     assert len({len(condition.prompt_ids) for condition in conditions}) == 3
     candidates = [Candidate(condition=n, response_ids=ids) for n, ids in enumerate(answers)]
-    plan = make_plan(
-        CandidateBatch(conditions=conditions, candidates=candidates),
-        policy.family,
-        "shared_prefix",
-        image_token_id=policy.preparer.image_token_id,
-        video_token_id=policy.preparer.video_token_id,
-        pad_token_id=policy.preparer.pad_token_id,
-    )
+    batch = CandidateBatch(conditions=conditions, candidates=candidates)
+    plan = planner_of(policy, "shared_prefix")(batch)
     with torch.no_grad():
         scores = Scorer(policy.model, policy.family)(plan, competitor=True)
     assert (scores.logps >= scores.competitor_logps - 1e-5)[scores.mask].all()

@@ -11,7 +11,7 @@ from mmalign.models.load import ModelConfig, Policy, TrainParts, load_policy
 from mmalign.models.tiny import TinyModel
 from mmalign.records import user
 from mmalign.scoring.candidates import Candidate, CandidateBatch
-from mmalign.scoring.plan import make_plan
+from mmalign.scoring.planner import planner_of
 from mmalign.scoring.scorer import Scorer
 
 NOISE = np.random.RandomState(0)
@@ -51,15 +51,8 @@ def sums_and_gradients(policy: Policy, layout: str) -> tuple[torch.Tensor, list[
         config = policy.model.config.get_text_config()
         attention = choose("auto", policy.family, config, "cpu", torch.float32)
         assert attention.packs
-    plan = make_plan(
-        CandidateBatch(conditions=conditions, candidates=candidates),
-        policy.family,
-        "padded" if layout == "padded" else "shared_prefix",
-        packed=attention.packs,
-        image_token_id=policy.preparer.image_token_id,
-        video_token_id=policy.preparer.video_token_id,
-        pad_token_id=policy.preparer.pad_token_id,
-    )
+    planner = planner_of(policy, "padded" if layout == "padded" else "shared_prefix", attention)
+    plan = planner(CandidateBatch(conditions=conditions, candidates=candidates))
     policy.model.zero_grad()
     sums = Scorer(policy.model, policy.family, attention)(plan).sums()
     (sums * torch.arange(1.0, 5.0)).sum().backward()
