@@ -17,10 +17,10 @@ from mmalign.models.load import (
     ModelConfig,
     Part,
     load_processor,
-    lora_pattern,
     part_of,
     resolve_adapter,
 )
+from mmalign.models.lora import lora_pattern
 from mmalign.models.reward_head import NAME, adapter_config, attach, stored_config
 from mmalign.prepare import Preparer, RowDropped, TokenLimits
 from mmalign.store import MANIFEST, open_dataset

@@ -125,6 +125,12 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     accelerator.gradient_accumulation_steps = num_micro
     _tell_deepspeed(accelerator, micro_size, optim.clip_norm)
 
+    if recipe.model.quantization and accelerator.distributed_type not in WHOLE_POLICY:
+        raise TrainingError(
+            "4-bit weights stay whole on every GPU, and cannot be spread over several",
+            got=f"{accelerator.distributed_type.value}",
+            fix="use DDP, or drop model.quantization",
+        )
     set_seed(recipe.run.seed)
     limits = TokenLimits(
         max_tokens=recipe.data.max_tokens, min_response_tokens=recipe.data.min_response_tokens
