@@ -24,7 +24,7 @@ class EvalModel(Strict):
     path: a local folder, or a hub name. adapter: a folder with a LoRA to merge in.
     max_pixels: larger pictures are shrunk to this. frames: which frames of a clip the model sees.
     quantization: 4-bit weights. None for those of the adapter's own base, or none.
-    Give both the values the model was trained with.
+    Give them the values that the model was trained with.
     """
 
     path: str

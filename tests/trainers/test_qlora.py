@@ -65,7 +65,7 @@ def test_an_adapter_learns_on_4_bit_weights_against_its_own_base(recipe, tmp_pat
 
     trained = load_policy(ModelConfig(path=str(tmp_path / "run" / "model")), merge=False)
     trained.model.train()
-    scorer = Scorer(trained.model, trained.family)
+    scorer = Scorer(trained.model, trained.family, parts.scorer.attention)  # type: ignore[arg-type]
     with torch.no_grad():
         assert not torch.allclose(scorer(batch.plan).logps, before, atol=1e-2)
         with trained.model.disable_adapter():  # type: ignore[operator]
@@ -91,6 +91,29 @@ def test_a_stopped_run_ends_as_an_unbroken_one(recipe, tmp_path):
     assert files[0].read_bytes() == files[1].read_bytes()
     losses = [[line["train/loss"] for line in metrics(tmp_path / run)] for run in "ab"]
     assert losses[0] == losses[1]
+
+
+def test_every_reference_is_the_4_bit_base(recipe, tmp_path):
+    losses = {}
+    for kind in ("adapter_off", "frozen_copy", "cached"):
+        run = {"output": str(tmp_path / kind)}
+        for _ in train(recipe(model=MODEL, reference=kind, optim={"steps": 3}, run=run)):
+            pass
+        losses[kind] = [line["train/loss"] for line in metrics(tmp_path / kind)]
+    assert losses["frozen_copy"] == losses["adapter_off"] == losses["cached"]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_16_bit_weights_beside_4_bit_ones(recipe, tmp_path, checkpointing):
+    narrow = MODEL | {"dtype": "bfloat16", "gradient_checkpointing": checkpointing}
+    made = recipe(model=narrow, optim={"lr": 1e-2}, run={"precision": "bf16"})
+    for _ in train(made):
+        pass
+    found = metrics(tmp_path / "run")
+    assert found[0]["train/margin"] == 0.0
+    assert found[-1]["train/loss"] < 0.95 * found[0]["train/loss"]
+    stored = load_file(tmp_path / "run" / "model" / "adapter_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
 
 
 def test_two_processes_share_the_adapters_gradient(recipe, tmp_path):

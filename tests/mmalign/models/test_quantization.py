@@ -11,19 +11,21 @@ from safetensors.torch import load_file
 from mmalign import cli
 from mmalign.doctor import attempt
 from mmalign.errors import MissingExtra, ModelError
+from mmalign.models.families import FAMILIES
 from mmalign.models.load import Lora, ModelConfig, base_model, load_policy, part_of, part_table
 from mmalign.models.quantization import Quantization, num_bytes, num_weights
 from mmalign.models.tiny import TinyModel
 
-FAMILIES = ("llava15", "qwen25vl")
 LORA = Lora(rank=4, alpha=8)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+def tiny(family: str, folder):
+    return TinyModel(**{"output": str(folder / family), "family": family}).build()
+
+
+@pytest.fixture(scope="module", params=["llava15", "qwen25vl"])
 def path(request, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny") / request.param
-    patch = 8 if request.param == "llava15" else 4
-    return TinyModel(output=str(folder), family=request.param, patch_size=patch).build()
+    return tiny(request.param, tmp_path_factory.mktemp("tiny"))
 
 
 def logits(policy) -> torch.Tensor:
@@ -41,10 +43,11 @@ def changed(policy):
     return policy
 
 
-@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-def test_the_language_models_linear_layers_are_quantised_and_nothing_else(path, quant_type):
+@pytest.mark.parametrize("family", [family.name for family in FAMILIES])
+def test_the_language_models_linear_layers_are_quantised_and_nothing_else(family, tmp_path):
     from bitsandbytes.nn import Linear4bit
 
+    path, quant_type = tiny(family, tmp_path), "fp4" if family == "llava15" else "nf4"
     bits = Quantization(quant_type=quant_type)
     policy = load_policy(ModelConfig(path=str(path), quantization=bits, lora=LORA))
     linear = {
