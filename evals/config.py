@@ -13,6 +13,7 @@ from evals.reward_bench import RewardBench
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.engines import AnyEngine, LocalEngine
+from mmalign.models.quantization import Quantization
 
 AnyBenchmark = Annotated[Pope | Chair | RewardBench, Field(discriminator="name")]
 
@@ -22,7 +23,8 @@ class EvalModel(Strict):
 
     path: a local folder, or a hub name. adapter: a folder with a LoRA to merge in.
     max_pixels: larger pictures are shrunk to this. frames: which frames of a clip the model sees.
-    Give both the values the model was trained with.
+    quantization: 4-bit weights. None for those of the adapter's own base, or none.
+    Give them the values that the model was trained with.
     """
 
     path: str
@@ -33,6 +35,7 @@ class EvalModel(Strict):
     trust_remote_code: bool = False
     max_pixels: PositiveInt | None = None
     frames: FrameSampling = FrameSampling()
+    quantization: Quantization | None = None
 
 
 class EvalRecipe(Strict):

@@ -26,7 +26,7 @@ MARK = "doctor: "  # before a finding, among whatever else a library prints
 # What goes without a package that an extra installs; every package comes from mmalign's metadata.
 COSTS = {
     "av": "no clips, unless decord is there",
-    "bitsandbytes": "no optim.optimizer=adamw_8bit",
+    "bitsandbytes": "no optim.optimizer=adamw_8bit, no model.quantization",
     "decord": "no clips by backend=decord",
     "openai": "no generators or judges behind a server",
     "ray": "no builds or evals by engine=ray",
@@ -260,6 +260,12 @@ def _adam_8bit() -> str:
     return f"one step on {_device()}"
 
 
+def _four_bits() -> str:
+    from mmalign.models.quantization import try_here
+
+    return try_here()
+
+
 def _clips(backend: Literal["torchcodec", "pyav", "decord"]) -> str:
     from mmalign.clips import FrameSampling, open_clip
     from mmalign.decoders import why_not
@@ -283,6 +289,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "attention: flex": partial(_packed, "flex"),
     "attention: xformers": partial(_packed, "xformers"),
     "8-bit Adam": _adam_8bit,
+    "4-bit weights": _four_bits,
     "clips: torchcodec": partial(_clips, "torchcodec"),
     "clips: av": partial(_clips, "pyav"),
     "clips: decord": partial(_clips, "decord"),

@@ -140,6 +140,11 @@ class Recipe(Strict):
                 f"model.reward_head asks for a reward head, which loss {self.loss.name!r} does not "
                 "read; drop it, or use loss.name=critique_reward or reward"
             )
+        if self.model.quantization is not None and self.model.lora is None:
+            raise ValueError(
+                "model.quantization keeps weights in 4 bits, which cannot train themselves; set "
+                "model.lora, such as model.lora={}, or drop model.quantization"
+            )
         whole = self.model.train.vision or self.model.train.projector or self.model.lora is None
         if self.model.dtype in ("bfloat16", "float16") and whole:
             raise ValueError(

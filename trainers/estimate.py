@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from accelerate import init_empty_weights
@@ -17,22 +16,20 @@ from mmalign.models.load import (
     ModelConfig,
     Part,
     load_processor,
-    lora_pattern,
     part_of,
     resolve_adapter,
 )
+from mmalign.models.lora import lora_pattern
 from mmalign.models.reward_head import NAME, adapter_config, attach, stored_config
 from mmalign.prepare import Preparer, RowDropped, TokenLimits
 from mmalign.store import MANIFEST, open_dataset
 from trainers.config import Recipe
+from trainers.memory import ACTIVATION_BYTES, memory_of, model_sizes
 from trainers.objectives.base import check_dataset, objective_for
 from trainers.tracking import part_lines
 
 GIB = 2**30
 SAMPLE_ROWS = 64
-# Bytes per token, layer and hidden unit that a 16-bit transformer keeps for its backward pass,
-# attention scores aside (Korthikanti et al., arXiv 2205.05198, section 4.1).
-ACTIVATION_BYTES = 34
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,22 +39,6 @@ class RowTokens:
     mean: float
     longest: int
     source: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memory:
-    """Bytes that one process needs while training, if nothing is spread over processes."""
-
-    weights: int
-    reference: int
-    gradients: int
-    optimizer: int
-    activations: int
-
-    @property
-    def total(self) -> int:
-        """Everything together."""
-        return self.weights + self.reference + self.gradients + self.optimizer + self.activations
 
 
 def estimate(recipe: Recipe) -> str:
@@ -72,10 +53,10 @@ def estimate(recipe: Recipe) -> str:
         _attach_head(model, recipe.model, loaded)
     parts = count_parts(model, loaded.family, recipe.model)
     tokens = row_tokens(recipe, loaded)
-    text = loaded.config.get_text_config()
-    memory = memory_of(recipe, parts, tokens, layers=text.num_hidden_layers, width=text.hidden_size)
-    every = sum(part.num_parameters for part in parts)
-    trainable = sum(part.num_trainable for part in parts)
+    sizes = model_sizes(model, loaded.family, parts)
+    held = recipe.optim.micro_batch_size or recipe.optim.batch_size
+    memory = memory_of(recipe, sizes, held * tokens.longest)
+    every, trainable = sizes.num_parameters, sizes.num_trainable
     rows = [
         ("weights", memory.weights),
         ("reference copy", memory.reference),
@@ -84,6 +65,8 @@ def estimate(recipe: Recipe) -> str:
         ("activations (rough)", memory.activations),
         ("all", memory.total),
     ]
+    bits = recipe.model.quantization
+    packed = [f"{sizes.num_linear:,} weights in 4 bits ({bits.quant_type})"] if bits else []
     return "\n".join(
         [
             *part_lines(parts),
@@ -91,6 +74,7 @@ def estimate(recipe: Recipe) -> str:
             "",
             f"tokens per row: mean {tokens.mean:.0f}, longest {tokens.longest} ({tokens.source})",
             f"tokens per step: about {tokens.mean * recipe.optim.batch_size:,.0f}",
+            *packed,
             "",
             f"{'memory of one process':<24}{'GiB':>10}",
             *(f"{name:<24}{size / GIB:>10.2f}" for name, size in rows),
@@ -164,29 +148,3 @@ def row_tokens(recipe: Recipe, loaded: Preparer) -> RowTokens:
     if not counts:
         return RowTokens(mean=0, longest=0, source=f"no usable row in a sample of {data.path}")
     return RowTokens(mean=sum(counts) / len(counts), longest=max(counts), source=source)
-
-
-def memory_of(
-    recipe: Recipe, parts: Sequence[Part], tokens: RowTokens, *, layers: int, width: int
-) -> Memory:
-    """Weights and optimizer are counted exactly; activations by the rule printed with them."""
-    every = sum(part.num_parameters for part in parts)
-    trainable = sum(part.num_trainable for part in parts)
-    narrow = recipe.model.dtype in ("bfloat16", "float16")
-    # What trains is float32 in any case.
-    weights = (every - trainable) * (2 if narrow else 4) + trainable * 4
-    copied = Need.REFERENCE in recipe.loss.needs and recipe.reference_kind() == "frozen_copy"
-    moments = 8 if recipe.optim.optimizer == "adamw" else 2
-    wide = 1 if narrow or recipe.run.precision == "bf16" else 2
-    if recipe.model.gradient_checkpointing:
-        per_token = width * wide * (ACTIVATION_BYTES + 2 * layers)
-    else:
-        per_token = width * wide * ACTIVATION_BYTES * layers
-    held = recipe.optim.micro_batch_size or recipe.optim.batch_size
-    return Memory(
-        weights=weights,
-        reference=weights if copied else 0,
-        gradients=4 * trainable,
-        optimizer=moments * trainable,
-        activations=held * tokens.longest * per_token,
-    )

@@ -30,7 +30,7 @@ from trainers.config import Recipe
 from trainers.directory import RunDirectory, whole_folder
 from trainers.objectives.base import check_dataset, fitted
 from trainers.optim import check_8bit, lr_at
-from trainers.rows import Batch, memory_told
+from trainers.rows import Batch
 from trainers.setup import set_up
 from trainers.tracking import Tracker, Window, check_trackers
 
@@ -114,7 +114,7 @@ def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator
             step_batches, totals = parts.online_step(step)
         scored: list[tuple[Batch, LossOutput]] = []
         for batch in step_batches:
-            with memory_told(batch), accelerator.accumulate(scorer):
+            with parts.memory.told(batch), accelerator.accumulate(scorer):
                 batch = batch.to(accelerator.device)
                 # The reference first: switching an adapter off must not touch the policy's graph.
                 frozen = None if parts.reference is None else parts.reference(batch)
@@ -137,7 +137,7 @@ def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator
             raise _not_finite(step + 1, found, scored, parts.survey.ids, places)
         if step == position.step:
             _tell_idle(scorer)
-        with memory_told(scored[-1][0]):  # The first step makes the moments.
+        with parts.memory.told(scored[-1][0]):  # The first step makes the moments.
             optimizer.step()
         optimizer.zero_grad()
 

@@ -14,6 +14,7 @@ from torch import nn
 from mmalign.attention.choose import Attention
 from mmalign.errors import TrainingError
 from mmalign.models.load import Policy, trained_outside_adapter
+from mmalign.models.quantization import scales
 from mmalign.scores import TokenScores
 from mmalign.scoring.scorer import Scorer
 from trainers.rows import Batch
@@ -33,6 +34,9 @@ def fingerprint(model: nn.Module, samples: int = 4096) -> str:
         values = parameter.detach().flatten()[:: max(1, parameter.numel() // samples)]
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         digest.update(values.float().cpu().numpy().tobytes())
+    for name, scale in scales(model):
+        digest.update(f"{name} {tuple(scale.shape)} {scale.dtype}".encode())
+        digest.update(scale.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -18,10 +18,11 @@ from mmalign.log import get_logger, progress
 from mmalign.models.load import Policy
 from mmalign.scores import TokenScores
 from mmalign.store import Dataset
+from trainers.advice import Watch
 from trainers.config import Recipe
 from trainers.reference_key import address, cache_folder, made_with, scores_key
 from trainers.reference_store import ANEW, ELSEWHERE, ReferenceCache, RowScores
-from trainers.rows import Batch, Rows, Survey, memory_told
+from trainers.rows import Batch, Rows, Survey
 from trainers.sampler import even_share
 
 logger = get_logger("trainers.reference")
@@ -89,6 +90,7 @@ def cached(
     survey: Survey,
     scorer: nn.Module,
     accelerator: Accelerator,
+    memory: Watch,
     *,
     micro_size: int,
     competitor: bool,
@@ -103,7 +105,7 @@ def cached(
     if _from_first(accelerator, lambda: cache.missing(survey.ids, files)):
         todo = _from_first(accelerator, lambda: cache.claim(survey.ids, files))
         try:
-            _fill(cache, todo, rows, survey, scorer, accelerator, micro_size, competitor)
+            _fill(cache, todo, rows, survey, scorer, accelerator, memory, micro_size, competitor)
         finally:
             cache.release()
     stored = cache.read()
@@ -125,6 +127,7 @@ def _fill(
     survey: Survey,
     scorer: nn.Module,
     accelerator: Accelerator,
+    memory: Watch,
     micro_size: int,
     competitor: bool,
 ) -> None:
@@ -147,7 +150,7 @@ def _fill(
     for shard, own in zip(shards, cuts, strict=True):
         made: list[tuple[int, RowScores]] = []
         for batch in islice(batches, len(own)):
-            scored = _score(batch, scorer, accelerator, competitor)
+            scored = _score(batch, scorer, accelerator, memory, competitor)
             names = [(survey.ids[place], rows.files_of(survey.rows[place])) for place in scored]
             made += [
                 (place, RowScores(id=name, files=its, **parts))
@@ -167,11 +170,11 @@ def _fill(
 
 
 def _score(
-    batch: Batch, scorer: nn.Module, accelerator: Accelerator, competitor: bool
+    batch: Batch, scorer: nn.Module, accelerator: Accelerator, memory: Watch, competitor: bool
 ) -> dict[int, dict[str, Any]]:
     """What is stored of each place of a batch, by RowScores' names."""
     moved = batch.to(accelerator.device)
-    with torch.no_grad(), memory_told(moved):
+    with torch.no_grad(), memory.told(moved):
         scores = scorer(moved.plan, competitor=competitor)
     lengths = [sum(sizes) for sizes in batch.sizes]
     own = _cut(scores.logps, scores.mask, lengths)

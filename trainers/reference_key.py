@@ -39,10 +39,12 @@ SHOWN = 60
 def address(recipe: Recipe) -> dict[str, Any]:
     """What has a folder of its own: the model by name, and what is scored of a row."""
     path, adapter = resolve_adapter(recipe.model)
+    bits = recipe.model.quantization
     return {
         "model": _place(path),
         "revision": recipe.model.revision,
         "adapter": None if adapter is None else _place(adapter),
+        "quantization": None if bits is None else bits.model_dump(),
         "loss needs": sorted(recipe.loss.needs - UNSTORED),
     }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +23,7 @@ from mmalign.scoring.plan import Plan
 from mmalign.scoring.planner import Planner
 from mmalign.store import Dataset
 from trainers.config import DataConfig
+from trainers.memory import RowSize, row_size
 from trainers.objectives.base import Objective, PreparedRow, collate, table
 
 T = TypeVar("T")
@@ -70,6 +70,7 @@ class Batch:
     """One micro-batch: places in the survey, the plan of its candidates, and its pairs.
 
     digests, sizes: of each row, what tells its tokens from others', and its candidates' lengths.
+    tokens: of each row, what it is made of; tells what would fit where memory runs out.
     """
 
     places: list[int]
@@ -77,27 +78,13 @@ class Batch:
     table: PairTable
     digests: list[str]
     sizes: list[list[int]]
+    tokens: list[RowSize]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
         columns = {f.name: getattr(self.table, f.name) for f in fields(self.table)}
         moved = {name: column.to(device) for name, column in columns.items() if column is not None}
         return replace(self, plan=self.plan.to(device), table=replace(self.table, **moved))
-
-
-@contextmanager
-def memory_told(batch: Batch) -> Iterator[None]:
-    """Raise TrainingError, with the size of the batch, where the GPU's memory does not suffice."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        rows, tokens = len(batch.places), batch.plan.input_ids.numel()
-        raise TrainingError(
-            "the GPU's memory ran out",
-            got=f"a micro-batch of {rows} rows, {tokens} tokens with their padding",
-            fix="lower optim.micro_batch_size, data.max_tokens or model.max_pixels, or set "
-            "model.gradient_checkpointing=true",
-        ) from error
 
 
 class Rows:
@@ -195,6 +182,7 @@ class Rows:
             table=table(rows),
             digests=[row.digest for row in rows],
             sizes=[[len(c.response_ids) for c in row.candidates] for row in rows],
+            tokens=[row_size(row) for row in rows],
         )
 
     def records(self, survey: Survey, places: list[int]) -> list[Any]:

@@ -25,8 +25,10 @@ from mmalign.scores import Totals
 from mmalign.scoring.planner import planner_of
 from mmalign.scoring.scorer import Scorer
 from mmalign.store import Dataset, write_atomically
+from trainers.advice import Watch
 from trainers.config import Recipe
 from trainers.directory import RunDirectory, damaged
+from trainers.memory import model_sizes
 from trainers.objectives.base import objective_for
 from trainers.online import OnlinePairs, online_pairs
 from trainers.optim import build_optimizer
@@ -49,7 +51,7 @@ class Parts:
     micro_size, num_micro: rows in one micro-batch, and micro-batches of one process in a step.
     asked: further scores that the loss reads of the policy, by the scorer's keywords.
     kl: whether the loss reads the KL against the reference. unit: what a row is called in the log.
-    online: what makes pairs during training, if anything does.
+    online: what makes pairs during training, if anything does. memory: tells what would fit.
     summary: what run.json will say.
     """
 
@@ -70,6 +72,7 @@ class Parts:
     unit: str
     summary: dict[str, Any]
     online: OnlinePairs | None
+    memory: Watch
 
     def online_step(self, step: int) -> tuple[list[Batch], Totals]:
         """The step's micro-batches with pairs from the policy as it is now, and their totals.
@@ -125,6 +128,12 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     accelerator.gradient_accumulation_steps = num_micro
     _tell_deepspeed(accelerator, micro_size, optim.clip_norm)
 
+    if recipe.model.quantization and accelerator.distributed_type not in WHOLE_POLICY:
+        raise TrainingError(
+            "4-bit weights stay whole on every GPU, and cannot be spread over several",
+            got=f"{accelerator.distributed_type.value}",
+            fix="use DDP, or drop model.quantization",
+        )
     set_seed(recipe.run.seed)
     limits = TokenLimits(
         max_tokens=recipe.data.max_tokens, min_response_tokens=recipe.data.min_response_tokens
@@ -158,6 +167,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
 
     asked = {"competitor": Need.COMPETITOR in needs, "rewards": Need.REWARD_HEAD in needs}
     kl = Need.KL in needs
+    memory = _watch(recipe, policy, accelerator, packed=attention.packs)
     reference: Reference | None = None
     if kind == "adapter_off":
         reference = adapter_off(policy, scorer, asked=asked | {"distributions": kl})
@@ -165,7 +175,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         reference = frozen_copy(policy, accelerator, attention, asked=asked | {"distributions": kl})
     elif cache is not None:
         reference = cached(
-            cache, rows, survey, scorer, accelerator,
+            cache, rows, survey, scorer, accelerator, memory,
             micro_size=micro_size, competitor=asked["competitor"],
         )  # fmt: skip
 
@@ -204,6 +214,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         asked=asked,
         kl=kl,
         unit=objective.unit,
+        memory=memory,
         online=None
         if online is None
         else online_pairs(online, policy, objective, dataset.media_root, recipe.run.seed),
@@ -276,6 +287,19 @@ def _may_idle(policy: Policy) -> bool:
     """
     outside = (part for part in part_table(policy) if part.name != "language_model")
     return any(part.num_trainable for part in outside)
+
+
+def _watch(recipe: Recipe, policy: Policy, accelerator: Accelerator, *, packed: bool) -> Watch:
+    config, pixels = base_model(policy.model).config, policy.family.token_pixels
+    whole = accelerator.distributed_type in WHOLE_POLICY
+    shards = 1 if whole else accelerator.num_processes
+    return Watch(
+        recipe=recipe,
+        sizes=model_sizes(policy.model, policy.family, part_table(policy), shards=shards),
+        packed=packed,
+        token_pixels=None if pixels is None else pixels(config),
+        device=accelerator.device,
+    )
 
 
 def _tell_deepspeed(accelerator: Accelerator, micro_size: int, clip_norm: float) -> None:

@@ -6,33 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import PositiveInt
 
 from mmalign.attention import AttentionName
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.errors import ModelError
 from mmalign.log import quiet_libraries
-from mmalign.models import reward_head
+from mmalign.models import quantization, reward_head
 from mmalign.models.families import Family, family_of
+from mmalign.models.lora import Lora, first_line, lora_pattern, with_adapter
+from mmalign.models.quantization import Quantization, loading_options, num_weights
 from mmalign.models.reward_head import RewardHeadConfig
 from mmalign.prepare import Preparer, TokenLimits
 
 if TYPE_CHECKING:
     from torch import nn
-
-
-class Lora(Strict):
-    """Low-rank adapters on linear layers.
-
-    targets: None for the family's (every one of the language model), names of the language model's
-    layers such as [q_proj, v_proj], or a regular expression over the whole model's module names.
-    """
-
-    rank: PositiveInt = 64
-    alpha: PositiveInt = 128
-    dropout: NonNegativeFloat = 0.0
-    targets: str | tuple[str, ...] | None = None
 
 
 class TrainParts(Strict):
@@ -52,6 +41,8 @@ class ModelConfig(Strict):
     attention: how the language model attends in training: `auto` is the first that works here of
         those that need no mask, else sdpa. Towers and generation attend by sdpa, or eager.
     Both hold in building, training and evaluation alike.
+    quantization: 4-bit weights under the adapter. None for those of the adapter's own base, which
+        its folder tells, or none.
     reward_head: a fresh head for a reward model; a checkpoint's own is loaded without being asked.
     """
 
@@ -64,6 +55,7 @@ class ModelConfig(Strict):
     max_pixels: PositiveInt | None = None
     frames: FrameSampling = FrameSampling()
     lora: Lora | None = None
+    quantization: Quantization | None = None
     train: TrainParts = TrainParts()
     gradient_checkpointing: bool = False
     reward_head: RewardHeadConfig | None = None
@@ -101,6 +93,8 @@ class Policy:
         base = base_model(self.model)
         if base is not self.model and reward_head.head_of(base) is not None:
             reward_head.save_adapter_config(base.config, Path(path))
+        if base is not self.model and quantization.is_quantised(base):
+            quantization.save_adapter_config(base, Path(path))
 
 
 def load_policy(
@@ -121,7 +115,9 @@ def load_policy(
     else:
         for name, parameter in model.named_parameters():
             is_head = name.startswith(f"{reward_head.NAME}.")
-            parameter.requires_grad_(is_head or getattr(config.train, part_of(name, family)))
+            trains = is_head or getattr(config.train, part_of(name, family))
+            # 4-bit weights have no gradient: without an adapter, such a model is for evaluation.
+            parameter.requires_grad_(trains and parameter.is_floating_point())
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     limits = limits or TokenLimits()
@@ -148,21 +144,25 @@ def load_model(config: ModelConfig, *, merge: bool = True) -> tuple[Any, Any]:
         )
     dtype = config.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     hub = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    bits = _quantization(config, adapter, merge=merge)
     try:
-        family_of(AutoConfig.from_pretrained(path, **hub))
+        stored = AutoConfig.from_pretrained(path, **hub)
+        family = family_of(stored)
+        options = {} if bits is None else loading_options(bits, family, stored, dtype)
         with reward_head.known_to_transformers():
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 path,
                 dtype=dtype,
                 attn_implementation="eager" if config.attention == "eager" else "sdpa",
                 output_loading_info=True,
+                **options,
                 **hub,
             )
         model, found = loaded
         processor = _processor(path, config.revision, config.trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"cannot be loaded ({_first_line(error)})",
+            f"cannot be loaded ({first_line(error)})",
             where=path,
             fix="check the path or hub name; a half-copied folder has to be copied again",
         ) from error
@@ -180,9 +180,10 @@ def load_model(config: ModelConfig, *, merge: bool = True) -> tuple[Any, Any]:
             got=f"{len(lost)} such tensors, {lost[0]} among them",
             fix="copy the checkpoint again, or correct its config.json",
         )
+    quantization.use_one_kernel(model)
     _add_head(model, config, path, adapter)
     if adapter is not None:
-        model = _with_adapter(model, adapter)
+        model = with_adapter(model, adapter)
         model = model.merge_and_unload() if merge else model
     return model.eval(), processor
 
@@ -201,7 +202,7 @@ def load_processor(
         )
         processor = _processor(path, revision, trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot be loaded ({_first_line(error)})", where=path) from error
+        raise ModelError(f"cannot be loaded ({first_line(error)})", where=path) from error
     return Preparer(processor, config, family_of(config))
 
 
@@ -225,7 +226,7 @@ def part_table(policy: Policy) -> list[Part]:
     counts = {name: [0, 0] for name in ("vision", "projector", "language_model")}
     for name, parameter in policy.model.named_parameters():
         count = counts[part_of(name, policy.family)]
-        count[0] += parameter.numel()
+        count[0] += num_weights(parameter)
         count[1] += parameter.numel() * parameter.requires_grad
     return [Part(name=n, num_parameters=a, num_trainable=t) for n, (a, t) in counts.items()]
 
@@ -246,12 +247,18 @@ def trained_outside_adapter(model: nn.Module) -> list[str]:
     ]
 
 
-def lora_pattern(lora: Lora, family: Family) -> str:
-    """The regular expression that a module's whole name must match to be adapted."""
-    if lora.targets is None or isinstance(lora.targets, str):
-        return lora.targets or family.lora_targets
-    # The vision tower has layers of the same names, which are not meant.
-    return rf".*language_model.*\.({'|'.join(lora.targets)})"
+def _quantization(config: ModelConfig, adapter: str | None, *, merge: bool) -> Quantization | None:
+    """What is asked for, or what an adapter that stays apart from its base was trained on."""
+    if adapter is None or not merge:
+        told = None if adapter is None else quantization.adapter_config(adapter)
+        return config.quantization or told
+    if config.quantization is not None:
+        raise ModelError(
+            "an adapter is merged into floating-point weights: 4-bit ones would round it away",
+            where=adapter,
+            fix="merge with `mmalign merge ADAPTER NEW_FOLDER` and quantise NEW_FOLDER",
+        )
+    return None
 
 
 def _add_head(model: Any, config: ModelConfig, path: str, adapter: str | None) -> None:
@@ -311,36 +318,13 @@ def _with_lora(model: Any, family: Family, config: ModelConfig) -> Any:
         )
     except ValueError as error:
         raise ModelError(
-            f"LoRA finds nothing to adapt ({_first_line(error)})",
+            f"LoRA finds nothing to adapt ({first_line(error)})",
             got=f"model.lora.targets={targets}",
         ) from None
     for name, parameter in model.named_parameters():
         # A projector inside the vision tower comes along with it, and may be meant to stay.
         if part_of(name, family) == "projector" and not config.train.projector:
             parameter.requires_grad_(False)
-    return model
-
-
-def _with_adapter(model: Any, adapter: str) -> Any:
-    """The model with a saved adapter on it. Raises ModelError where a tensor finds no place."""
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
-    file = Path(adapter) / "adapter_model.safetensors"
-    if not file.exists():
-        raise ModelError("holds no adapter", where=adapter, wanted="adapter_model.safetensors")
-    try:
-        model = PeftModel.from_pretrained(model, adapter)
-        with safe_open(file, "pt") as stored:
-            names = set(stored.keys())
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise ModelError(f"does not fit its base ({_first_line(error)})", where=adapter) from error
-    if odd := names ^ set(get_peft_model_state_dict(model)):
-        raise ModelError(
-            "does not fit its base: peft would skip some of it",
-            where=adapter,
-            got=f"{len(odd)} tensors without a place, {min(odd)} among them",
-        )
     return model
 
 
@@ -383,7 +367,3 @@ def _processor(path: str, revision: str | None, trust_remote_code: bool) -> Any:
     return AutoProcessor.from_pretrained(
         path, revision=revision, trust_remote_code=trust_remote_code
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

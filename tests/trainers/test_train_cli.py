@@ -65,7 +65,7 @@ def test_a_full_gpu_is_a_sentence(
     assert run(["train", str(file)]) == 2
     told = capsys.readouterr().err
     assert re.search(r"memory ran out; got a micro-batch of 2 rows, \d+ tokens", told)
-    assert "Lower optim.micro_batch_size" in told
+    assert "uffices alone" in told or "suffice alone" in told
 
 
 def test_a_mistake_is_a_sentence(recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
