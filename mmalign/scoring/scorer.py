@@ -13,6 +13,7 @@ from mmalign.attention.choose import MASKED, Attention, sliding_window
 from mmalign.attention.interface import install
 from mmalign.errors import ModelError
 from mmalign.models.families import Family
+from mmalign.models.lean import make_lean
 from mmalign.models.load import base_model
 from mmalign.models.reward_head import head_of, rewards_of
 from mmalign.scores import Distributions, TokenScores
@@ -35,6 +36,7 @@ class Scorer(nn.Module):
         self.attention = attention
         if attention.packs:
             install(base_model(model).get_decoder())
+            make_lean(base_model(model).get_decoder())
 
     def forward(
         self,

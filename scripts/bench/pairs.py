@@ -89,12 +89,12 @@ def run_trl(work: Work, folder: Path, steps: int, batch: int, device: str, compa
 
     if compact and device == "cpu":
         trl.trainer.utils._use_triton = lambda device: True
-    # TRL tokenises conversational and plain rows differently; typed blocks give our template.
+    # Our template as plain text; TRL adds no token at the start by itself.
     dataset = Dataset.from_list(
         [
             {
                 "images": [row["image"]],
-                "prompt": f"USER: <image>\n{row['prompt']} ASSISTANT:",
+                "prompt": f"<s>USER: <image>\n{row['prompt']} ASSISTANT:",
                 "chosen": f" {row['chosen']}</s>",
                 "rejected": f" {row['rejected']}</s>",
             }
