@@ -163,11 +163,12 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     )
     scorer = Scorer(policy.model, policy.family, attention).train()
     optimizer = build_optimizer(scorer.parameters(), optim)
+    # Counted while the weights are whole.
+    memory = _watch(recipe, policy, accelerator, packed=attention.packs)
     scorer, optimizer = accelerator.prepare(scorer, optimizer)
 
     asked = {"competitor": Need.COMPETITOR in needs, "rewards": Need.REWARD_HEAD in needs}
     kl = Need.KL in needs
-    memory = _watch(recipe, policy, accelerator, packed=attention.packs)
     reference: Reference | None = None
     if kind == "adapter_off":
         reference = adapter_off(policy, scorer, asked=asked | {"distributions": kl})

@@ -22,6 +22,7 @@ from mmalign.store import open_dataset
 from trainers.directory import RunDirectory
 from trainers.loop import Saved, train
 from trainers.reference import fingerprint
+from trainers.reference_key import cache_folder
 from trainers.setup import set_up
 
 MODEL = {"quantization": {}, "lora": {"rank": 4, "alpha": 8}}
@@ -101,6 +102,7 @@ def test_every_reference_is_the_4_bit_base(recipe, tmp_path):
             pass
         losses[kind] = [line["train/loss"] for line in metrics(tmp_path / kind)]
     assert losses["frozen_copy"] == losses["adapter_off"] == losses["cached"]
+    assert cache_folder(recipe(model=MODEL)) != cache_folder(recipe())
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
