@@ -45,7 +45,7 @@ class Family:
     token_types: what else the model's own forward must be told of its tokens, by name, from their
         kinds (0 text, 1 picture, 2 clip) and whether they belong to a response, both [R, S].
     token_pixels: pixels that one image token stands for, where a smaller picture gives fewer
-        tokens; None where every picture gives as many.
+        tokens; None where it gives as many, whatever its size.
     max_images: most pictures in one prompt; None for any number.
     """
 
