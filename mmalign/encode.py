@@ -40,9 +40,7 @@ class MediaEncoder:
         if max_pixels is not None:
             image = shrink(image, max_pixels)
         try:
-            made = self.processor.image_processor(
-                images=[image], return_tensors="pt", **self.family.image_options
-            )
+            made = self.processed(image)
         except ValueError as error:
             where = media.path or f"embedded image {(media.sha256 or '')[:12]}"
             raise MediaError(f"the image processor refuses it ({error})", where=where) from None
@@ -50,6 +48,12 @@ class MediaEncoder:
         num_tokens = self.family.num_image_tokens(inputs, self.config)
         text = self.family.picture_text and self.family.picture_text(made, self.processor)
         return self._images.keep(name, inputs, num_tokens, text)
+
+    def processed(self, image: Image) -> Any:
+        """What the image processor makes of a picture, with the options of the family."""
+        return self.processor.image_processor(
+            images=[image], return_tensors="pt", **self.family.image_options
+        )
 
     def clip(
         self, clip: Media | Clip, root: Path | None, max_pixels: int | None, frames: FrameSampling

@@ -64,7 +64,7 @@ class Preparer:
         self._template = family.chat_template if processor.chat_template is None else None
         self.image_token_id: int = config.image_token_id
         self.video_token_id: int | None = config.video_token_id if family.video_inputs else None
-        self._encoder = MediaEncoder(processor, config, family)
+        self.encoder = MediaEncoder(processor, config, family)
         # Rows repeat their prompts, and rendering and tokenising cost more than the small pictures.
         self._render = lru_cache(maxsize=1024)(self._render_once)
         self._response = lru_cache(maxsize=1024)(self._response_once)
@@ -109,8 +109,8 @@ class Preparer:
         if videos and not self.family.video_inputs:
             what = f"the family {self.family.name} takes no clips"
             raise RowDropped("no_clips", what, where=id or None)
-        encoded = tuple(self._encoder.image(media, media_root, pixels) for media in images)
-        clips = tuple(self._encoder.clip(clip, media_root, pixels, frames) for clip in videos)
+        encoded = tuple(self.encoder.image(media, media_root, pixels) for media in images)
+        clips = tuple(self.encoder.clip(clip, media_root, pixels, frames) for clip in videos)
         ids = self._prompt_ids(text, encoded, clips, id)
         import torch
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,18 +83,23 @@ class LocalGenerator:
         """
         import torch
 
-        family, processor = self.policy.family, self.policy.processor
+        family, preparer = self.policy.family, self.policy.preparer
         device = next(self.policy.model.parameters()).device
         rows = []
         with torch.inference_mode():
             for start in range(0, len(images), self.batch_size):
-                some = list(images[start : start + self.batch_size])
-                made = processor.image_processor(
-                    images=some, return_tensors="pt", **family.image_options
-                )
-                inputs = {name: made[name].to(device) for name in family.image_inputs}
+                some = images[start : start + self.batch_size]
+                made = [preparer.encoder.processed(image) for image in some]
+                inputs = {
+                    name: joined(name, [one[name] for one in made]).to(device)
+                    for name in family.image_inputs
+                }
                 encoded = self.policy.model.get_image_features(**inputs, return_dict=True)  # type: ignore[operator]
-                rows += [f.float().mean(0).cpu() for f in encoded.pooler_output]
+                pieces = iter(encoded.pooler_output)
+                for one in made:
+                    count = 1 if family.num_pieces is None else family.num_pieces(one)
+                    features = torch.cat(list(islice(pieces, count)))
+                    rows.append(features.float().mean(0).cpu())
         return torch.stack(rows)
 
     def _prepare(self, request: Request) -> tuple[Condition, list[int]]:
@@ -283,7 +290,7 @@ def _batches(order: list[int], alike: Sequence[object], size: int) -> list[list[
 
 
 def _banned_ids(policy: Policy) -> list[int]:
-    """Tokens a response may never hold: media placeholders, padding, beginning of sequence."""
+    """Tokens a response may never hold: what pictures are written with, padding, a beginning."""
     config, tokenizer = policy.model.config, policy.preparer.tokenizer
     ids = {
         policy.preparer.image_token_id,
@@ -295,6 +302,8 @@ def _banned_ids(policy: Policy) -> list[int]:
         tokenizer.pad_token_id,
         tokenizer.bos_token_id,
     }
+    added, markers = tokenizer.added_tokens_decoder.items(), policy.family.markers
+    ids |= {number for number, token in added if re.fullmatch(markers, str(token))}
     return sorted(ids - {None, tokenizer.eos_token_id, policy.preparer.end_token_id})
 
 

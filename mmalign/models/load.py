@@ -364,6 +364,10 @@ def _check_folder(path: str) -> None:
 def _processor(path: str, revision: str | None, trust_remote_code: bool) -> Any:
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(
-        path, revision=revision, trust_remote_code=trust_remote_code
-    )
+    try:
+        return AutoProcessor.from_pretrained(
+            path, revision=revision, trust_remote_code=trust_remote_code
+        )
+    except ImportError as error:
+        # SmolVLM's processor wants num2words, a package of the extra `smolvlm`.
+        raise ModelError(f"cannot be loaded ({first_line(error)})", where=path) from None

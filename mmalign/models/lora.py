@@ -29,8 +29,7 @@ def lora_pattern(lora: Lora, family: Family) -> str:
     """The regular expression that a module's whole name must match to be adapted."""
     if lora.targets is None or isinstance(lora.targets, str):
         return lora.targets or family.lora_targets
-    # The vision tower has layers of the same names, which are not meant.
-    return rf".*language_model.*\.({'|'.join(lora.targets)})"
+    return family.language_layers(lora.targets)
 
 
 def with_adapter(model: Any, adapter: str) -> Any:

@@ -18,6 +18,7 @@ from mmalign.models.families.base import (
 from mmalign.models.families.gemma import GEMMA3, PALIGEMMA
 from mmalign.models.families.llava import LLAVA15, LLAVA_NEXT, LLAVA_ONEVISION
 from mmalign.models.families.qwen import QWEN2VL, QWEN3VL, QWEN25VL
+from mmalign.models.families.tiles import IDEFICS3, INTERNVL, SMOLVLM
 
 __all__ = [
     "FAMILIES",
@@ -37,6 +38,9 @@ FAMILIES = (
     QWEN3VL,
     GEMMA3,
     PALIGEMMA,
+    INTERNVL,
+    IDEFICS3,
+    SMOLVLM,
 )
 
 

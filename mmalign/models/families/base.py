@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 ImageInputs = Mapping[str, "Tensor"]
 
-# Every linear layer of the language model, and none of the tower, which has layers of these names.
-LANGUAGE_LAYERS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+# The linear layers of a language model; vision towers have some of these names too.
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +21,9 @@ class Family:
 
     towers, texts: vision and text architectures under which the other facts hold; empty for the
         family's own one.
-    vision, projector: module paths under the multimodal body (`model.model`), for freezing and
-        for the parameter table; everything else counts as language model.
+    vision, projector, language_model: module paths under the multimodal body (`model.model`), for
+        freezing, for the parameter table and for LoRA; what is in none of them counts as language
+        model.
     image_inputs, video_inputs: what the processor makes of a picture and of a clip; no
         video_inputs where the family takes no clips.
     image_options: what the image processor is told by the family's processor.
@@ -33,6 +34,8 @@ class Family:
     picture_text: what stands for one picture in the rendered prompt, from all that the image
         processor made of it and the processor, where that is more than its placeholder repeated.
     video_text: the same for a clip, whose `video_metadata` comes along.
+    markers: regular expression of the tokens beside placeholders that these texts are made of,
+        which a response never holds.
     num_pieces: rows of the tower's output that one picture takes, where that is not one.
     positions: position ids [A, S] of a prompt (A axes: 1, or 3 for M-RoPE).
     first_position: what the model counts from. transformers' generate adds it to the positions that
@@ -42,9 +45,7 @@ class Family:
     token_types: what else the model's own forward must be told of its tokens, by name, from their
         kinds (0 text, 1 picture, 2 clip) and whether they belong to a response, both [R, S].
     token_pixels: pixels that one image token stands for, where a smaller picture gives fewer
-        tokens; None where every picture gives as many.
-    lora_targets: regular expression of the linear layers that LoRA adapts by default: those of the
-        language model; the vision tower and the projector stay as they are.
+        tokens; None where it gives as many, whatever its size.
     max_images: most pictures in one prompt; None for any number.
     """
 
@@ -54,6 +55,7 @@ class Family:
     texts: tuple[str, ...] = ()
     vision: str
     projector: str
+    language_model: str = "language_model"
     image_inputs: tuple[str, ...]
     num_image_tokens: Callable[[ImageInputs, Any], int]
     video_inputs: tuple[str, ...] = ()
@@ -62,19 +64,31 @@ class Family:
     chat_template: str | None = None
     picture_text: Callable[[Mapping[str, Any], Any], str] | None = None
     video_text: Callable[[Mapping[str, Any], Any], str] | None = None
+    markers: str = ""
     num_pieces: Callable[[ImageInputs], int] | None = None
     positions: Callable[[Tensor, list[ImageInputs], list[ImageInputs], Any], Tensor]
     first_position: int = 0
     prompt_attention: Literal["causal", "bidirectional", "picture_blocks"] = "causal"
     token_types: Callable[[Tensor, Tensor], dict[str, Tensor]] | None = None
     token_pixels: Callable[[Any], int] | None = None
-    lora_targets: str = LANGUAGE_LAYERS
     max_images: int | None = None
 
     @property
     def num_axes(self) -> int:
         """Rows of the position ids: 3 for M-RoPE, else 1."""
         return 3 if self.positions in (mrope_positions, mrope_positions_by_frame) else 1
+
+    @property
+    def lora_targets(self) -> str:
+        """What LoRA adapts by default: every linear layer of the language model, by its name."""
+        return self.language_layers(LINEAR_LAYERS)
+
+    def language_layers(self, names: Sequence[str]) -> str:
+        """Regular expression of the language model's modules of these names.
+
+        The vision tower and the projector, which may have modules of the same names, stay out.
+        """
+        return rf".*\b{self.language_model}\..*\.({'|'.join(names)})"
 
 
 def linear_positions(

@@ -17,6 +17,7 @@ from mmalign.log import quiet_libraries
 from mmalign.models.tiny.gemma import gemma3, paligemma
 from mmalign.models.tiny.llava import llava15, llava_next, llava_onevision
 from mmalign.models.tiny.qwen import qwen2vl, qwen3vl, qwen25vl
+from mmalign.models.tiny.tiles import idefics3, internvl, smolvlm
 from mmalign.store import write_atomically
 
 # Written last: the settings that a folder's model was made from.
@@ -51,6 +52,9 @@ class TinyModel(Strict):
         "qwen3vl",
         "gemma3",
         "paligemma",
+        "internvl",
+        "idefics3",
+        "smolvlm",
     ] = "llava15"
     seed: int = 0
     words: tuple[str, ...] | None = None
@@ -124,7 +128,10 @@ _MAKE = {
     "qwen3vl": qwen3vl,
     "gemma3": gemma3,
     "paligemma": paligemma,
+    "internvl": internvl,
+    "idefics3": idefics3,
+    "smolvlm": smolvlm,
 }
 
 # Families in which two by two patches become one token.
-_MERGING = ("qwen2vl", "qwen25vl", "qwen3vl", "gemma3")
+_MERGING = ("qwen2vl", "qwen25vl", "qwen3vl", "gemma3", "internvl", "idefics3", "smolvlm")

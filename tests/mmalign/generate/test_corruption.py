@@ -129,7 +129,7 @@ class Case:
         def positions_of(module: Any, args: Any, given: dict[str, Any]) -> None:
             positions.append(given["position_ids"].clone())
 
-        text_model = base_model(model).model.language_model
+        text_model = base_model(model).get_decoder()
         hook = text_model.register_forward_pre_hook(positions_of, with_kwargs=True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(model, "generate", lambda **given: (spy(**given), outs[-1])[1])

@@ -30,7 +30,8 @@ def test_greedy_answers_are_the_likeliest_under_the_scorer(tmp_path, family):
     folder = TinyModel(output=str(tmp_path / family), family=family, words=WORDS).build()
     policy = load_policy(ModelConfig(path=str(folder)))
     tokenizer = policy.preparer.tokenizer
-    odd = set(tokenizer.all_special_ids) - {tokenizer.eos_token_id}
+    banned = set(LocalGenerator(policy)._banned)
+    odd = (banned | set(tokenizer.all_special_ids)) - {tokenizer.eos_token_id}
     # No odd token is ever the likeliest, so that a reply's text gives back its tokens.
     policy.model.get_output_embeddings().weight.data[sorted(odd)] = 0
     requests = [

@@ -1,10 +1,12 @@
 """Loading: what trains, what a reference restores, and what is refused with a sentence."""
 
+import re
 import shutil
 
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mmalign.errors import ModelError
 from mmalign.models.families import FAMILIES
@@ -13,9 +15,11 @@ from mmalign.models.load import (
     ModelConfig,
     TrainParts,
     load_policy,
+    part_of,
     part_table,
     trained_outside_adapter,
 )
+from mmalign.models.lora import lora_pattern
 from mmalign.models.tiny import TinyModel
 
 # Linear layers inside an adapted one.
@@ -191,6 +195,17 @@ def test_layer_names_mean_the_language_models(path):
     lora = Lora(rank=4, alpha=8, targets=("q_proj", "v_proj"))
     policy = load_policy(ModelConfig(path=str(path), lora=lora))
     assert trainable(policy) == {"vision": False, "projector": False, "language_model": True}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_layer_names_mean_the_language_models_in_every_family(family, tmp_path):
+    path = TinyModel(output=str(tmp_path / "m"), family=family.name).build()
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path))
+    pattern = lora_pattern(Lora(rank=4, alpha=8, targets=("q_proj",)), family)
+    hit = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
+    assert len(hit) == model.config.get_text_config().num_hidden_layers
+    assert {part_of(name, family) for name in hit} == {"language_model"}
 
 
 def test_lora_mistakes_are_sentences(path, tmp_path):
