@@ -20,7 +20,8 @@ class Distributions:
     head: Callable[[Tensor], Tensor] | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# No slots: DeepSpeed's ZeRO-3 looks for tensors in the attributes of what a model returns.
+@dataclass(frozen=True, kw_only=True)
 class TokenScores:
     """Per-token scores of N candidates, of which the longest has T response tokens.
 

@@ -16,11 +16,15 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mmalign.config import dump_yaml
+from mmalign.errors import TrainingError
 from mmalign.models.load import Policy
 from trainers.directory import RunDirectory, whole_folder
+from trainers.shards import in_pieces, like, saved_weights, whole, zero_stage
+
+# Names the engine that wrote a checkpoint's state.
+ENGINE = "engine.txt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +43,13 @@ def save_checkpoint(
     run: RunDirectory,
     accelerator: Accelerator,
     policy: Policy,
-    scorer: nn.Module,
     optimizer: Any,
     position: Position,
 ) -> Path:
     """Write checkpoints/step-N, then delete the oldest beyond run.keep_last."""
     final = run.checkpoints / f"step-{position.step:06d}"
     with whole_folder(accelerator, final) as folder:
-        save_model(accelerator, policy, scorer, folder / "model")
+        save_model(accelerator, policy, folder / "model")
         _save_state(accelerator, policy.model, optimizer, folder / "state")
         if accelerator.is_main_process:
             (folder / "recipe.yaml").write_text(dump_yaml(run.recipe))
@@ -66,21 +69,34 @@ def _prune(run: RunDirectory) -> None:
 def load_checkpoint(
     folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any
 ) -> Position:
-    """Put weights, optimizer and random numbers back as they were; returns where the run stood."""
+    """Put weights, optimizer and random numbers back as they were; returns where the run stood.
+
+    Raises TrainingError where DeepSpeed would have to read another engine's state, or its own of
+    another number of processes. All else is kept whole, and fits any number of them.
+    """
     state = folder / "state"
+    written, here = _engine(state), _this_engine(accelerator)
+    if written != here:
+        raise TrainingError(
+            "DeepSpeed's state can be read only as it was written",
+            where=str(folder),
+            got=here,
+            wanted=written,
+            fix="start it as before, or train on from its model/ with another run.output",
+        )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.load_state(str(state))
+        accelerator.load_state(str(state), load_module_strict=False)
     else:
         weights = load_file(state / "weights.safetensors")
         for name, tensor in _moving(model).items():
-            tensor.detach().copy_(_like(weights[name], tensor))
+            tensor.detach().copy_(like(weights[name], tensor))
         moments = torch.load(state / "optimizer.pt", weights_only=True)
         inner = optimizer.optimizer
         groups = {p: group for group in inner.param_groups for p in group["params"]}
         for name, parameter in model.named_parameters():
             if name in moments:
                 restored = {
-                    key: _like(value, parameter) if isinstance(value, Tensor) else value
+                    key: like(value, parameter) if isinstance(value, Tensor) else value
                     for key, value in moments[name].items()
                 }
                 if isinstance(step := restored.get("step"), Tensor):
@@ -90,33 +106,34 @@ def load_checkpoint(
     return Position(**json.loads((folder / "checkpoint.json").read_text()))
 
 
-def save_model(accelerator: Accelerator, policy: Policy, scorer: nn.Module, path: Path) -> None:
+def save_model(accelerator: Accelerator, policy: Policy, path: Path) -> None:
     """The model or adapter with its processor, as from_pretrained reads them."""
-    if accelerator.distributed_type == DistributedType.FSDP:
-        # Gathering is done by every process together; writing by one.
-        whole = accelerator.get_state_dict(scorer)
-        if accelerator.is_main_process:
-            weights = {name.removeprefix("model."): value for name, value in whole.items()}
-            policy.save(path, weights)
-    elif accelerator.is_main_process:
-        policy.save(path)
+    # Gathering is done by every process together; writing by one.
+    weights = saved_weights(accelerator, policy.model) if in_pieces(accelerator) else None
+    if accelerator.is_main_process:
+        policy.save(path, weights)
 
 
 def _save_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path) -> None:
+    main = accelerator.is_main_process
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        accelerator.save_state(str(folder))
+        # Each process writes its share, and frozen weights are those of the initial policy.
+        accelerator.save_state(str(folder), exclude_frozen_parameters=True)
         weights, moments = {}, {}
     else:
-        weights = {name: _whole(tensor) for name, tensor in _moving(model).items()}
+        weights = {name: whole(tensor, keep=main) for name, tensor in _moving(model).items()}
         inner = optimizer.optimizer.state
         moments = {
-            name: {k: _whole(v) if isinstance(v, Tensor) else v for k, v in inner[p].items()}
+            name: {
+                k: whole(v, keep=main) if isinstance(v, Tensor) else v for k, v in inner[p].items()
+            }
             for name, p in model.named_parameters()
             if p in inner
         }
-    if not accelerator.is_main_process:
+    if not main:
         return
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / ENGINE).write_text(_this_engine(accelerator))
     _torch_save(_random_state(), folder / "random.pt")
     if weights:
         save_file(weights, folder / "weights.safetensors")
@@ -137,19 +154,16 @@ def _moving(model: nn.Module) -> dict[str, Tensor]:
     return {**trained, **dict(model.named_buffers())}
 
 
-def _whole(tensor: Tensor) -> Tensor:
-    """On the CPU, gathered from all processes where it is sharded."""
-    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    return whole.detach().cpu().clone().contiguous()
+def _this_engine(accelerator: Accelerator) -> str:
+    """What a state depends on beside the run itself: nothing, but for DeepSpeed's."""
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return "no DeepSpeed"
+    return f"ZeRO-{zero_stage(accelerator)} on {accelerator.num_processes} processes"
 
 
-def _like(value: Tensor, target: Tensor) -> Tensor:
-    """`value` where `target` is, and sharded like it. Scalars stay where they are."""
-    if value.dim() == 0 and target.dim() > 0:
-        return value
-    if isinstance(target, DTensor):
-        return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
-    return value.to(target.device)
+def _engine(state: Path) -> str:
+    file = state / ENGINE
+    return file.read_text() if file.exists() else "no DeepSpeed"
 
 
 def _step_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:

@@ -159,11 +159,11 @@ def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator
         if every is not None and done % every == 0 and done < parts.num_steps:
             num_bytes = 0 if tracker is None else tracker.num_bytes()
             position = Position(step=done, metrics_bytes=num_bytes, window=dict(window.sums))
-            path = save_checkpoint(run, accelerator, parts.policy, scorer, optimizer, position)
+            path = save_checkpoint(run, accelerator, parts.policy, optimizer, position)
             yield Saved(step=done, path=path)
 
     with whole_folder(accelerator, run.model) as folder:
-        save_model(accelerator, parts.policy, scorer, folder)
+        save_model(accelerator, parts.policy, folder)
     if tracker is not None:
         tracker.close()
         run.write("run.json", parts.summary)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
 
 from mmalign.attention.choose import Attention
@@ -17,7 +16,9 @@ from mmalign.models.load import Policy, trained_outside_adapter
 from mmalign.models.quantization import scales
 from mmalign.scores import TokenScores
 from mmalign.scoring.scorer import Scorer
+from trainers.precision import Precision, in_precision
 from trainers.rows import Batch
+from trainers.shards import in_pieces
 
 # Scores a batch that is already on the device. `asked` below: which further fields of TokenScores
 # the scorer is asked for, by its own keywords.
@@ -53,9 +54,18 @@ def adapter_off(policy: Policy, scorer: nn.Module, *, asked: Mapping[str, bool])
             fix="use reference=frozen_copy or reference=cached, or freeze them",
         )
 
+    flags = {name: (p, p.requires_grad) for name, p in policy.model.named_parameters()}
+
     def score(batch: Batch) -> TokenScores:
         with torch.no_grad(), policy.model.disable_adapter():  # type: ignore[operator]
-            return scorer(batch.plan, **asked)
+            scores = scorer(batch.plan, **asked)
+        # peft freezes the adapter meanwhile and then lets all of it train. What shall stay frozen
+        # is frozen again; and under FSDP its shares, which stood aside while peft did that.
+        for name, parameter in policy.model.named_parameters():
+            share, trains = flags[name]
+            parameter.requires_grad_(trains)
+            share.requires_grad_(trains)
+        return scores
 
     return score
 
@@ -64,23 +74,25 @@ def frozen_copy(
     policy: Policy,
     accelerator: Accelerator,
     attention: Attention,
+    precision: Precision,
     *,
     asked: Mapping[str, bool],
 ) -> Reference:
     """A second copy of the policy, taken before the first step or before a resumed state is read.
 
-    Raises TrainingError under FSDP, where the policy's weights are no longer whole.
+    Raises TrainingError under FSDP and ZeRO-3, where the policy's weights are no longer whole.
     """
-    if accelerator.distributed_type == DistributedType.FSDP:
+    if in_pieces(accelerator):
         raise TrainingError(
-            "reference=frozen_copy would put a whole copy on every GPU, which FSDP avoids",
+            "reference=frozen_copy would put a whole copy on every GPU, which FSDP and ZeRO-3 avoid",
             fix="use reference=cached, or train a LoRA adapter",
         )
     model = copy.deepcopy(policy.model).requires_grad_(False).eval()
     scorer = Scorer(model, policy.family, attention)
+    in_precision(scorer, precision, accelerator.device)
 
     def score(batch: Batch) -> TokenScores:
-        with torch.no_grad(), accelerator.autocast():
+        with torch.no_grad():
             return scorer(batch.plan, **asked)
 
     return score

@@ -32,10 +32,12 @@ from trainers.memory import model_sizes
 from trainers.objectives.base import objective_for
 from trainers.online import OnlinePairs, online_pairs
 from trainers.optim import build_optimizer
+from trainers.precision import in_precision
 from trainers.reference import Reference, adapter_off, fingerprint, frozen_copy
 from trainers.reference_cache import cached, check_cache, open_cache
 from trainers.rows import Batch, Rows, Survey
 from trainers.sampler import Sampler, share_of, total_steps
+from trainers.shards import load_whole, tell_engine
 from trainers.tracking import part_lines
 
 logger = get_logger("trainers.setup")
@@ -120,13 +122,12 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     reference is made of the initial policy, and checked to be.
     """
     optim, needs = recipe.optim, recipe.loss.needs
-    accelerator = _accelerator(recipe)
+    accelerator = _accelerator()
     world = accelerator.num_processes
     share = share_of(optim.batch_size, world)
     micro_size = min(optim.micro_batch_size or share, share)
     num_micro = -(-share // micro_size)
     accelerator.gradient_accumulation_steps = num_micro
-    _tell_deepspeed(accelerator, micro_size, optim.clip_norm)
 
     if recipe.model.quantization and accelerator.distributed_type not in WHOLE_POLICY:
         raise TrainingError(
@@ -134,6 +135,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
             got=f"{accelerator.distributed_type.value}",
             fix="use DDP, or drop model.quantization",
         )
+    load_whole(accelerator)
     set_seed(recipe.run.seed)
     limits = TokenLimits(
         max_tokens=recipe.data.max_tokens, min_response_tokens=recipe.data.min_response_tokens
@@ -162,6 +164,8 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         steps=optim.steps,
     )
     scorer = Scorer(policy.model, policy.family, attention).train()
+    in_precision(scorer, recipe.run.precision, accelerator.device)
+    tell_engine(accelerator, scorer, micro_size=micro_size, clip_norm=optim.clip_norm)
     optimizer = build_optimizer(scorer.parameters(), optim)
     # Counted while the weights are whole.
     memory = _watch(recipe, policy, accelerator, packed=attention.packs)
@@ -173,7 +177,9 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     if kind == "adapter_off":
         reference = adapter_off(policy, scorer, asked=asked | {"distributions": kl})
     elif kind == "frozen_copy":
-        reference = frozen_copy(policy, accelerator, attention, asked=asked | {"distributions": kl})
+        precision = recipe.run.precision
+        asked_of_it = asked | {"distributions": kl}
+        reference = frozen_copy(policy, accelerator, attention, precision, asked=asked_of_it)
     elif cache is not None:
         reference = cached(
             cache, rows, survey, scorer, accelerator, memory,
@@ -271,11 +277,11 @@ def freeze_unread(policy: Policy, needs: Set[Need]) -> None:
                 parameter.requires_grad_(False)
 
 
-def _accelerator(recipe: Recipe) -> Accelerator:
-    # accelerate keeps its settings for the life of the process; an earlier run's may be others.
+def _accelerator() -> Accelerator:
+    # accelerate keeps its settings for the life of the process; an earlier user's may be others.
     AcceleratorState._reset_state()
     return Accelerator(
-        mixed_precision="bf16" if recipe.run.precision == "bf16" else "no",
+        mixed_precision="no",  # See trainers/precision.py.
         kwargs_handlers=[DistributedDataParallelKwargs()],
     )
 
@@ -301,14 +307,6 @@ def _watch(recipe: Recipe, policy: Policy, accelerator: Accelerator, *, packed: 
         token_pixels=None if pixels is None else pixels(config),
         device=accelerator.device,
     )
-
-
-def _tell_deepspeed(accelerator: Accelerator, micro_size: int, clip_norm: float) -> None:
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        config = accelerator.deepspeed_plugin.deepspeed_config  # type: ignore[union-attr]
-        config["train_micro_batch_size_per_gpu"] = micro_size
-        config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
-        config["gradient_clipping"] = clip_norm
 
 
 def _started_from(

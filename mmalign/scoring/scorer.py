@@ -64,7 +64,7 @@ class Scorer(nn.Module):
                 head,
                 states,
                 plan.target,
-                vocab_size=head.weight.shape[0],
+                vocab_size=head.out_features,
                 competitor=competitor,
             )
         else:
@@ -100,7 +100,7 @@ class Scorer(nn.Module):
         """Log-probabilities of every response token, and the KL at those of `kl_of`: [K] each."""
         measured = torch.isin(plan.candidate, kl_of)
         here, elsewhere = measured.nonzero().squeeze(-1), (~measured).nonzero().squeeze(-1)
-        size = head.weight.shape[0]
+        size = head.out_features  # The weight has no shape while ZeRO-3 keeps it in pieces.
         own, kl = token_logps_and_kl(
             head,
             states[here],

@@ -277,7 +277,7 @@ def test_a_saved_model_loads_as_what_was_trained(recipe, tmp_path, lora):
     for _ in range(2):
         parts.scorer(batch.plan).logps.sum().backward()
         parts.optimizer.step()
-    save_model(parts.accelerator, parts.policy, parts.scorer, tmp_path / "saved")
+    save_model(parts.accelerator, parts.policy, tmp_path / "saved")
     loaded = load_policy(ModelConfig(path=str(tmp_path / "saved")))
     with torch.no_grad():
         trained = parts.scorer(batch.plan).logps
