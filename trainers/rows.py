@@ -34,6 +34,7 @@ class Survey:
     """What was found in a dataset before training. Lists run over the rows that can be used.
 
     rows: their numbers in the dataset. chosen_tokens, tokens: their sizes.
+    kinds: which media they hold, in the words of `trainers.balance.KINDS`.
     dropped: ids of the other rows, by reason.
     """
 
@@ -41,6 +42,7 @@ class Survey:
     ids: list[str]
     chosen_tokens: list[int]
     tokens: list[int]
+    kinds: list[str]
     dropped: dict[str, list[str]]
 
     def totals(self, places: Iterable[int]) -> Totals:
@@ -124,17 +126,18 @@ class Rows:
         mine = range(accelerator.process_index, self._count(), accelerator.num_processes)
         examined = _load(self._examine, mine, self.workers)
         mine_found = list(progress(examined, label="rows", total=len(mine)))
-        found = sorted(gather_object(mine_found))
-        used = [item for item in found if item[4] is None]
+        found = sorted(gather_object(mine_found), key=lambda row: row.number)
+        used = [row for row in found if row.dropped is None]
         dropped: dict[str, list[str]] = {}
-        for _, name, _, _, reason in found:
-            if reason is not None:
-                dropped.setdefault(reason, []).append(name)
+        for row in found:
+            if row.dropped is not None:
+                dropped.setdefault(row.dropped, []).append(row.id)
         survey = Survey(
-            rows=[item[0] for item in used],
-            ids=[item[1] for item in used],
-            chosen_tokens=[item[2] for item in used],
-            tokens=[item[3] for item in used],
+            rows=[row.number for row in used],
+            ids=[row.id for row in used],
+            chosen_tokens=[row.chosen_tokens for row in used],
+            tokens=[row.tokens for row in used],
+            kinds=[row.kind for row in used],
             dropped=dropped,
         )
         if not used:
@@ -193,15 +196,20 @@ class Rows:
         """A batch for each list of places, in order, made ahead of time where workers > 0."""
         return _load(lambda places: self.batch(survey, places), cuts, self.workers)
 
-    def _examine(self, row: int) -> tuple[int, str, int, int, str | None]:
-        """(row, id, chosen tokens, all tokens, why it cannot be used)."""
+    def _examine(self, row: int) -> _Examined:
         try:
             made = self.prepared(row)
         except RowDropped as drop:
-            return row, self._id(row), 0, 0, drop.reason
+            return _Examined(number=row, id=self._id(row), dropped=drop.reason)
         except MediaError:
-            return row, self._id(row), 0, 0, "unreadable_media"
-        return row, made.id, made.num_chosen_tokens, made.num_tokens, None
+            return _Examined(number=row, id=self._id(row), dropped="unreadable_media")
+        return _Examined(
+            number=row,
+            id=made.id,
+            chosen_tokens=made.num_chosen_tokens,
+            tokens=made.num_tokens,
+            kind=made.kind,
+        )
 
     def _count(self) -> int:
         return min(len(self.dataset), self.limit or len(self.dataset))
@@ -214,6 +222,18 @@ class Rows:
 
     def _id(self, row: int) -> str:
         return self.dataset[row].id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Examined:
+    """What the survey finds in one row. dropped: why it cannot be used, if so."""
+
+    number: int
+    id: str
+    chosen_tokens: int = 0
+    tokens: int = 0
+    kind: str = "text"
+    dropped: str | None = None
 
 
 class _Mapped(torch.utils.data.Dataset[T], Generic[T]):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
 from mmalign.errors import TrainingError
+from trainers.balance import deal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,13 +35,24 @@ class Sampler:
         ]
 
     def micro_batches(
-        self, step: int, *, rank: int, world_size: int, micro_batch_size: int | None
+        self,
+        step: int,
+        *,
+        rank: int,
+        world_size: int,
+        micro_batch_size: int | None,
+        kinds: Sequence[str],
+        tokens: Sequence[int],
     ) -> list[list[int]]:
-        """One process's contiguous share of a step, cut into micro-batches."""
+        """One process's share of a step, cut into micro-batches.
+
+        kinds, tokens: of each row; what is evened out over processes and micro-batches (`deal`).
+        """
         share = share_of(self.batch_size, world_size)
-        rows = self.batch(step)[rank * share : (rank + 1) * share]
         size = micro_batch_size or share
-        return [rows[start : start + size] for start in range(0, share, size)]
+        own = [min(size, share - start) for start in range(0, share, size)]
+        cells = deal(self.batch(step), kinds, tokens, own * world_size)
+        return cells[rank * len(own) : (rank + 1) * len(own)]
 
 
 def share_of(batch_size: int, world_size: int) -> int:

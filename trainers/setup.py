@@ -106,6 +106,8 @@ class Parts:
                 rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes,
                 micro_batch_size=self.micro_size,
+                kinds=self.survey.kinds,
+                tokens=self.survey.tokens,
             )
         )
 
@@ -330,8 +332,8 @@ def _started_from(
     }
     before = run.read("start.json")
     moved = [name for name in facts if before.get(name) != facts[name]]
-    if not moved:
-        return _read_survey(run, before)
+    if not moved and (survey := _read_survey(run, before)) is not None:
+        return survey
     if run.newest is not None:
         raise TrainingError(
             f"the {' and the '.join(moved)} changed since this run began",
@@ -346,8 +348,21 @@ def _started_from(
     return survey
 
 
-def _read_survey(run: RunDirectory, started: Mapping[str, Any]) -> Survey:
+def _read_survey(run: RunDirectory, started: Mapping[str, Any]) -> Survey | None:
+    """The survey of an earlier start; None where it has to be made again and still may be.
+
+    Raises TrainingError where checkpoints hang on a survey that is damaged, or of a version that
+    did not look at media.
+    """
     try:
         return Survey(**started["survey"])
     except (KeyError, TypeError):
+        if run.newest is None:
+            return None
+        if "kinds" not in started.get("survey", {"kinds"}):
+            raise TrainingError(
+                "was begun by a version that dealt rows to micro-batches without regard to media",
+                where=str(run.path),
+                fix="finish it with that version, or choose another run.output",
+            ) from None
         raise damaged(run.path / "start.json", "the survey of its rows is incomplete") from None

@@ -82,6 +82,13 @@ class PreparedRow:
         return digest.hexdigest()
 
     @property
+    def kind(self) -> str:
+        """Which media its prompts hold: image, video, image+video, or text for none."""
+        image = any(condition.images for condition in self.conditions)
+        video = any(condition.videos for condition in self.conditions)
+        return "+".join(["image"] * image + ["video"] * video) or "text"
+
+    @property
     def num_bytes(self) -> int:
         """About what the row holds in memory; pictures are nearly all of it."""
         media = (
