@@ -1,4 +1,4 @@
-"""Which of a step's rows go to which process and micro-batch: like numbers of each kind, like loads.
+"""Which of a step's rows go to which process and micro-batch: alike in kinds and in tokens.
 
 The rows of a step are given; dealing them out differently changes its gradient by rounding alone.
 """

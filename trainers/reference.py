@@ -84,7 +84,8 @@ def frozen_copy(
     """
     if in_pieces(accelerator):
         raise TrainingError(
-            "reference=frozen_copy would put a whole copy on every GPU, which FSDP and ZeRO-3 avoid",
+            "reference=frozen_copy would put a whole copy on every GPU, against the point of FSDP "
+            "and ZeRO-3",
             fix="use reference=cached, or train a LoRA adapter",
         )
     model = copy.deepcopy(policy.model).requires_grad_(False).eval()

@@ -37,7 +37,7 @@ from trainers.reference import Reference, adapter_off, fingerprint, frozen_copy
 from trainers.reference_cache import cached, check_cache, open_cache
 from trainers.rows import Batch, Rows, Survey
 from trainers.sampler import Sampler, share_of, total_steps
-from trainers.shards import load_whole, tell_engine
+from trainers.shards import blank_for, check_layout, load_whole, tell_engine
 from trainers.tracking import part_lines
 
 logger = get_logger("trainers.setup")
@@ -137,6 +137,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
             got=f"{accelerator.distributed_type.value}",
             fix="use DDP, or drop model.quantization",
         )
+    check_layout(accelerator, recipe.scorer.layout)
     load_whole(accelerator)
     set_seed(recipe.run.seed)
     limits = TokenLimits(
@@ -165,7 +166,8 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         epochs=optim.epochs,
         steps=optim.steps,
     )
-    scorer = Scorer(policy.model, policy.family, attention).train()
+    blank = blank_for(accelerator, policy, survey.kinds)
+    scorer = Scorer(policy.model, policy.family, attention, blank).train()
     in_precision(scorer, recipe.run.precision, accelerator.device)
     tell_engine(accelerator, scorer, micro_size=micro_size, clip_norm=optim.clip_norm)
     optimizer = build_optimizer(scorer.parameters(), optim)

@@ -8,15 +8,21 @@ spreads gradients and moments alone.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mmalign.errors import TrainingError
+from mmalign.models.load import Policy, part_table
+from mmalign.scoring.blank import Blank, blank_inputs
 
 
 def zero_stage(accelerator: Accelerator) -> int:
@@ -55,11 +61,47 @@ def tell_engine(
         config["train_micro_batch_size_per_gpu"] = micro_size
         config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
         config["gradient_clipping"] = clip_norm
-    elif accelerator.distributed_type == DistributedType.FSDP:
+    named = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP")
+    if accelerator.distributed_type == DistributedType.FSDP and not named:
         # accelerate would ask the outermost module, which is no transformers model.
-        if not os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP"):
-            plugin = accelerator.state.fsdp_plugin
-            plugin.transformer_cls_names_to_wrap = layer_classes(model)
+        plugin: Any = accelerator.state.fsdp_plugin
+        plugin.transformer_cls_names_to_wrap = layer_classes(model)
+
+
+def check_layout(accelerator: Accelerator, layout: str) -> None:
+    """Raise TrainingError where processes would run the model's modules in different orders.
+
+    ZeRO-3 gathers in the order of execution. Rows of the two layouts enter the tower from
+    different sides, and padded ones with pictures and without in different orders too.
+    """
+    if zero_stage(accelerator) == 3 and layout != "shared_prefix":
+        raise TrainingError(
+            "under ZeRO-3 every process must lay its batches out alike",
+            got=f"scorer.layout={layout}",
+            fix="set scorer.layout=shared_prefix, or use FSDP",
+        )
+
+
+def blank_for(accelerator: Accelerator, policy: Policy, kinds: Collection[str]) -> Blank:
+    """The blank picture and clip that rows without any need, in a run over rows of these kinds.
+
+    Needed where processes wait for each other in the tower: where its weights are spread, or,
+    with ZeRO-1 and 2, its gradients. DDP is told of weights without a gradient instead.
+    """
+    waits = in_pieces(accelerator) or (
+        zero_stage(accelerator) > 0
+        and any(p.num_trainable for p in part_table(policy) if p.name != "language_model")
+    )
+    needed = {
+        media: waits and 0 < sum(media in kind for kind in kinds) < len(kinds)
+        for media in ("image", "video")
+    }
+    return blank_inputs(
+        policy.preparer,
+        images=needed["image"],
+        videos=needed["video"],
+        device=accelerator.device,
+    )
 
 
 def layer_classes(model: nn.Module) -> list[str]:
@@ -105,11 +147,25 @@ def saved_weights(accelerator: Accelerator, model: nn.Module) -> dict[str, Tenso
     }
     names = list(model.state_dict())
     if hasattr(model, "peft_config"):
-        names = [name for name in names if "lora_" in name or "modules_to_save" in name]
+        adapted = _adapted_words(model)
+        names = [
+            name
+            for name in names
+            if "lora_" in name or "modules_to_save" in name or id(tensors[name]) in adapted
+        ]
     found: dict[int, Tensor] = {}  # Tied weights are one tensor, and stay one.
     for tensor in _gathered(accelerator, {id(tensors[n]): tensors[n] for n in names}.values()):
         found[id(tensor)] = whole(tensor, keep=accelerator.is_main_process)
     return {name: found[id(tensors[name])] for name in names}
+
+
+def _adapted_words(model: Any) -> set[int]:
+    """Ids of the parameters of an embedding or head that LoRA adapts: peft saves it whole."""
+    found: set[int] = set()
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if isinstance(layer, BaseTunerLayer):
+            found |= {id(parameter) for parameter in layer.parameters()}  # type: ignore[attr-defined]
+    return found
 
 
 def _gathered(accelerator: Accelerator, tensors: Iterable[Tensor]) -> Iterator[Tensor]:

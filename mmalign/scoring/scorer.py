@@ -17,6 +17,13 @@ from mmalign.models.lean import make_lean
 from mmalign.models.load import base_model
 from mmalign.models.reward_head import head_of, rewards_of
 from mmalign.scores import Distributions, TokenScores
+from mmalign.scoring.blank import (
+    NO_BLANK,
+    Blank,
+    counted_as_nothing,
+    image_features,
+    video_features,
+)
 from mmalign.scoring.logps import token_logps, token_logps_and_kl
 from mmalign.scoring.plan import Plan
 
@@ -27,10 +34,18 @@ class Scorer(nn.Module):
     It is a module so that DDP and FSDP can wrap it: gradients are only synchronised through the
     wrapper's own forward. `model` is a transformers image-text-to-text model or a PeftModel of one.
     attention: how packed rows attend; without one, plans must not be packed.
+    blank: what the tower sees for a plan without pictures or clips, so that it runs for each.
     """
 
-    def __init__(self, model: nn.Module, family: Family, attention: Attention = MASKED) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        attention: Attention = MASKED,
+        blank: Blank = NO_BLANK,
+    ) -> None:
         super().__init__()
+        self.blank = blank
         self.model = model
         self.family = family
         self.attention = attention
@@ -121,9 +136,16 @@ class Scorer(nn.Module):
 
     def _hidden(self, body: nn.Module, plan: Plan) -> Tensor:
         """Last hidden states, [R, S, H]."""
+        # Made before the language model runs, so that every process meets the tower's layers
+        # first, and last in the backward pass.
+        nothing: list[Tensor] = []
         if plan.layout == "padded":
             assert plan.attention is not None
-            return body(
+            if self.blank.images and not plan.images:
+                nothing.append(counted_as_nothing(image_features(body, self.blank.images)))
+            if self.blank.videos and not plan.videos:
+                nothing.append(counted_as_nothing(video_features(body, self.blank.videos)))
+            hidden = body(
                 input_ids=plan.input_ids,
                 attention_mask=plan.attention.long(),
                 use_cache=False,
@@ -131,23 +153,26 @@ class Scorer(nn.Module):
                 **plan.videos,
                 **self._token_types(plan),
             ).last_hidden_state
+            return sum(nothing, hidden)
         positions = plan.positions
         assert positions is not None
         encoded: dict[str, Any] = {}
         if plan.images:
-            found = body.get_image_features(**plan.images, return_dict=True)  # type: ignore[operator]
-            encoded["image"] = _in_order(found, plan.image_order)
+            encoded["image"] = _in_order(image_features(body, plan.images), plan.image_order)
+        elif self.blank.images:
+            nothing.append(counted_as_nothing(image_features(body, self.blank.images)))
         if plan.videos:
-            inputs = {k: v for k, v in plan.videos.items() if k != "second_per_grid_ts"}
-            found = body.get_video_features(**inputs, return_dict=True)  # type: ignore[operator]
-            encoded["video"] = _in_order(found, plan.video_order)
-        return body(
+            encoded["video"] = _in_order(video_features(body, plan.videos), plan.video_order)
+        elif self.blank.videos:
+            nothing.append(counted_as_nothing(video_features(body, self.blank.videos)))
+        hidden = body(
             input_ids=plan.input_ids,
             position_ids=positions if len(positions) > 1 else positions[0],
             use_cache=False,
             **self._attention(body, plan),
             **({"mm_encoder_outputs": encoded} if encoded else {}),
         ).last_hidden_state
+        return sum(nothing, hidden)
 
     def _token_types(self, plan: Plan) -> dict[str, Tensor]:
         if self.family.token_types is None:
