@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import yaml
 
 from mmalign.config import load_config
 from mmalign.quickstart import Plan
+from trainers.config import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "configs").rglob("*.y*ml"))
@@ -22,3 +24,30 @@ def test_every_quickstart_step_names_a_config_that_exists():
     named = [word for step in plan.steps for word in step.run if word.endswith(".yaml")]
     assert named
     assert [word for word in named if not (ROOT / word).is_file()] == []
+
+
+ACCELERATE = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.name)
+def test_accelerate_reads_every_config_of_its_own(path: Path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    # Raises for a key that it does not know.
+    assert load_config_from_file(str(path)).num_machines == 1
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.name)
+def test_the_head_of_an_accelerate_config_launches_it_and_names_its_test(path: Path):
+    head = "".join(
+        line.removeprefix("#").strip().removesuffix("\\").rstrip() + " "
+        for line in path.read_text().splitlines()
+        if line.startswith("#")
+    )
+    assert f"accelerate launch --config_file configs/accelerate/{path.name} " in head
+    recipe = re.search(r"-m trainers (configs/\S+\.yaml)((?: [\w.]+=\S+)*)", head)
+    assert recipe
+    load_config(ROOT / recipe[1], Recipe, recipe[2].split())
+    tested = "Tested: tests/trainers/test_sharded.py runs this file on two CPU processes." in head
+    engines = (ROOT / "tests" / "trainers" / "test_sharded.py").read_text()
+    assert tested == (f'"{path.stem}"' in engines)
