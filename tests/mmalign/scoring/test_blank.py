@@ -13,7 +13,7 @@ from mmalign.models.tiny import TinyModel
 from mmalign.records import user
 from mmalign.scoring.blank import NO_BLANK, blank_inputs
 from mmalign.scoring.candidates import Candidate, CandidateBatch
-from mmalign.scoring.plan import make_plan
+from mmalign.scoring.planner import planner_of
 from mmalign.scoring.scorer import Scorer
 
 PICTURE = embed(Image.fromarray(np.random.RandomState(0).randint(0, 255, (32, 32, 3), np.uint8)))
@@ -47,14 +47,8 @@ def plan_of(policy: Policy, *kinds: str, layout="shared_prefix"):
         for response in ("A cat.", "Two dogs."):
             ids = policy.preparer.response(prompt, response)
             candidates.append(Candidate(condition=number, response_ids=ids))
-    return make_plan(
-        CandidateBatch(conditions=conditions, candidates=candidates),
-        policy.family,
-        layout,
-        image_token_id=policy.preparer.image_token_id,
-        video_token_id=policy.preparer.video_token_id,
-        pad_token_id=policy.preparer.pad_token_id,
-    )
+    batch = CandidateBatch(conditions=conditions, candidates=candidates)
+    return planner_of(policy, layout)(batch)
 
 
 def scored(policy: Policy, plan, blank):
