@@ -37,7 +37,7 @@ from trainers.reference import Reference, adapter_off, fingerprint, frozen_copy
 from trainers.reference_cache import cached, check_cache, open_cache
 from trainers.rows import Batch, Rows, Survey
 from trainers.sampler import Sampler, share_of, total_steps
-from trainers.shards import blank_for, check_layout, load_whole, tell_engine
+from trainers.shards import blank_for, layout_under, load_whole, tell_engine
 from trainers.tracking import part_lines
 
 logger = get_logger("trainers.setup")
@@ -137,7 +137,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
             got=f"{accelerator.distributed_type.value}",
             fix="use DDP, or drop model.quantization",
         )
-    check_layout(accelerator, recipe.scorer.layout)
+    layout = layout_under(accelerator, recipe.scorer.layout)
     load_whole(accelerator)
     set_seed(recipe.run.seed)
     limits = TokenLimits(
@@ -150,7 +150,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     accelerator.ddp_handler.find_unused_parameters = _may_idle(policy)
     objective = objective_for(recipe.loss, policy.preparer, dataset.media_root)
     attention = attention_of(recipe, policy, accelerator)
-    planner = planner_of(policy, recipe.scorer.layout, attention)
+    planner = planner_of(policy, layout, attention)
     rows = Rows(dataset, objective, planner, recipe.data)
     kind = recipe.reference_kind() if Need.REFERENCE in needs else "none"
     cache = None
@@ -205,7 +205,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         "%d steps of %d %s: %d processes x %d micro-batches of %d; reference %s; layout %s, "
         "attention %s",
         steps, optim.batch_size, objective.unit, world, num_micro, micro_size, kind,
-        recipe.scorer.layout, attention.name,
+        layout, attention.name,
     )  # fmt: skip
     return Parts(
         recipe=recipe,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -23,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from mmalign.errors import TrainingError
 from mmalign.models.load import Policy, part_table
 from mmalign.scoring.blank import Blank, blank_inputs
+from mmalign.scoring.plan import Layout
 
 
 def zero_stage(accelerator: Accelerator) -> int:
@@ -68,18 +69,24 @@ def tell_engine(
         plugin.transformer_cls_names_to_wrap = layer_classes(model)
 
 
-def check_layout(accelerator: Accelerator, layout: str) -> None:
-    """Raise TrainingError where processes would run the model's modules in different orders.
+def layout_under(
+    accelerator: Accelerator, layout: Literal["auto"] | Layout
+) -> Literal["auto"] | Layout:
+    """The recipe's layout; `auto` is shared_prefix where weights are in pieces.
 
-    ZeRO-3 gathers in the order of execution. Rows of the two layouts enter the tower from
-    different sides, and padded ones with pictures and without in different orders too.
+    Processes must then run the model's modules in one order, which ZeRO-3 gathers by. Rows of the
+    two layouts enter the tower from different sides, and padded ones with pictures and without in
+    different orders too. Raises TrainingError for ZeRO-3 with `padded`.
     """
-    if zero_stage(accelerator) == 3 and layout != "shared_prefix":
+    if layout == "auto" and in_pieces(accelerator):
+        return "shared_prefix"
+    if zero_stage(accelerator) == 3 and layout == "padded":
         raise TrainingError(
             "under ZeRO-3 every process must lay its batches out alike",
             got=f"scorer.layout={layout}",
             fix="set scorer.layout=shared_prefix, or use FSDP",
         )
+    return layout
 
 
 def blank_for(accelerator: Accelerator, policy: Policy, kinds: Collection[str]) -> Blank:

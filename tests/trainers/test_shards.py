@@ -18,7 +18,7 @@ from trainers.directory import RunDirectory
 from trainers.loop import Saved, train
 from trainers.reference import adapter_off
 from trainers.setup import set_up
-from trainers.shards import blank_for, check_layout, layer_classes
+from trainers.shards import blank_for, layer_classes, layout_under
 
 
 def engine(name: str, stage: int = 0) -> Any:
@@ -66,13 +66,19 @@ def test_a_blank_is_made_where_processes_wait_in_the_tower_and_rows_differ(
     assert not blank_for(accelerator, policy, ["text", "text"]).images
 
 
-def test_zero3_takes_one_layout_only():
-    for layout in ("auto", "padded"):
-        check_layout(engine("FSDP"), layout)
-        check_layout(engine("DEEPSPEED", 2), layout)
-        with pytest.raises(TrainingError, match=f"got scorer.layout={layout}.*shared_prefix"):
-            check_layout(engine("DEEPSPEED", 3), layout)
-    check_layout(engine("DEEPSPEED", 3), "shared_prefix")
+def test_weights_in_pieces_take_one_layout():
+    whole, zero2, fsdp, zero3 = (
+        engine("NO"),
+        engine("DEEPSPEED", 2),
+        engine("FSDP"),
+        engine("DEEPSPEED", 3),
+    )
+    for layout in ("auto", "padded", "shared_prefix"):
+        assert layout_under(whole, layout) == layout_under(zero2, layout) == layout
+    assert layout_under(fsdp, "auto") == layout_under(zero3, "auto") == "shared_prefix"
+    assert layout_under(fsdp, "padded") == "padded"
+    with pytest.raises(TrainingError, match=r"got scorer.layout=padded.*shared_prefix"):
+        layout_under(zero3, "padded")
 
 
 def test_switching_the_adapter_off_leaves_frozen_what_was_frozen(recipe):
