@@ -137,7 +137,6 @@ def make(tiny_model: Path, pairs: Path) -> Callable[..., Recipe]:
             "loss": {"name": "rdpo"},
             # Epsilon keeps rounding from deciding the sign of an update.
             "optim": {"lr": 1e-3, "batch_size": 4, "steps": 3, "epsilon": 1e-3},
-            "scorer": {"layout": "shared_prefix"},
         } | {name: section for name, section in sections.items() if name != "run"}
         values["optim"] = values["optim"] | {"micro_batch_size": 1}
         values["run"] = {"output": str(output), "log_every_steps": 1, "save_every_steps": 1}
