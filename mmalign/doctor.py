@@ -28,6 +28,8 @@ COSTS = {
     "av": "no clips, unless decord is there",
     "bitsandbytes": "no optim.optimizer=adamw_8bit, no model.quantization",
     "decord": "no clips by backend=decord",
+    "deepspeed": "no ZeRO-2 and ZeRO-3",
+    "num2words": "no SmolVLM2",
     "openai": "no generators or judges behind a server",
     "ray": "no builds or evals by engine=ray",
     "tensorboard": "no run.trackers=[tensorboard]",
