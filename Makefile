@@ -26,11 +26,18 @@ test: setup  ## Run the tests that need no GPU
 test-gpu: setup  ## Run the tests that need CUDA
 	$(BIN)/pytest -m gpu
 
-bench: setup  ## Measure speed on the CPU
-	$(BIN)/python scripts/bench.py --device cpu
+bench: setup  ## Measure speed on the CPU: the tables of docs/benchmarks.md
+	$(BIN)/python scripts/bench/pairs.py --work short --rounds 3
+	$(BIN)/python scripts/bench/pairs.py --work long --rounds 2 --steps 4
+	$(BIN)/python scripts/bench/pairs.py --work rdpo --rounds 3
+	$(BIN)/python scripts/bench/pairs.py --work lora --rounds 3
+	$(BIN)/python scripts/bench/steps.py layouts --rounds 3
+	$(BIN)/python scripts/bench/steps.py many --rounds 5
+	$(BIN)/python scripts/bench/steps.py floor --rounds 5
+	$(BIN)/python scripts/bench/builders.py --rounds 3
 
 bench-gpu: setup  ## Measure speed on CUDA
-	$(BIN)/python scripts/bench.py --device cuda
+	$(BIN)/python scripts/bench/gpu.py
 
 check: setup  ## Check format, lint, types and the import law
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """Reading clips against a bare decode loop: time, and memory above a fresh process.
 
-    python scripts/bench_clips.py [--clips 20] [--seconds 8] [--codec libx264] [--rounds 5]
+    python scripts/bench/clips.py [--clips 20] [--seconds 8] [--codec libx264] [--rounds 5]
 
 Clips are made with PyAV, 320x240 at 30 frames per second, a keyframe every 2 seconds. `bare` opens
 each file with PyAV and decodes every frame, converting and keeping none. The others give the frames

@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ VOCAB = 32_000
 HONEST_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 
-def words(rng: random.Random, count: int) -> str:
-    return " ".join(f"w{rng.randrange(VOCAB - 100)}" for _ in range(count))
+def words(rng: random.Random, count: int, vocabulary: int = VOCAB) -> str:
+    return " ".join(f"w{rng.randrange(vocabulary - 100)}" for _ in range(count))
 
 
 def pictures(count: int, side: int, seed: int = 0) -> list[Any]:
@@ -95,8 +95,11 @@ def gemm_rate(threads: int, size: int = 2048, rounds: int = 8) -> float:
     return 2 * size**3 / best
 
 
-def run_cell(script: str, arguments: Sequence[str]) -> dict:
-    """One cell in a process of its own: `script --cell …` prints CELL and its result as JSON."""
+def attempt_cell(script: str, arguments: Sequence[str]) -> dict | str:
+    """One cell in a process of its own: `script --cell …` prints CELL and its result as JSON.
+
+    The result, or the end of what a process that gave none wrote to its standard error.
+    """
     done = subprocess.run(
         [sys.executable, script, *arguments],
         capture_output=True,
@@ -105,9 +108,15 @@ def run_cell(script: str, arguments: Sequence[str]) -> dict:
         env=os.environ | HONEST_MEMORY,
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("CELL ")]
-    if not lines:
-        sys.exit(f"{' '.join(arguments)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(lines[-1][5:])
+    return json.loads(lines[-1][5:]) if lines else done.stderr[-3000:]
+
+
+def run_cell(script: str, arguments: Sequence[str]) -> dict:
+    """The result of a cell that must not fail."""
+    found = attempt_cell(script, arguments)
+    if isinstance(found, str):
+        sys.exit(f"{' '.join(arguments)} failed:\n{found}")
+    return found
 
 
 def print_cell(result: dict) -> None:
@@ -140,7 +149,7 @@ def spread(results: Sequence[dict]) -> str:
 def machine(device: str, threads: int) -> str:
     """One line for the docs: what this ran on."""
     names = ("torch", "transformers", "trl")
-    versions = ", ".join(f"{name} {version(name)}" for name in names)
+    versions = ", ".join(_version(name) for name in names)
     if device == "cuda":
         import torch
 
@@ -151,6 +160,13 @@ def machine(device: str, threads: int) -> str:
         lines = info.read_text().splitlines()
         cpu = next((x.split(": ")[1] for x in lines if x.startswith("model name")), cpu)
     return f"{threads} threads of {cpu} ({os.cpu_count()} cores), {versions}, float32"
+
+
+def _version(name: str) -> str:
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return f"no {name}"
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

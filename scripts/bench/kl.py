@@ -1,6 +1,6 @@
 """What RRPO's KL costs: one step of the same pairs with alpha 0 and with alpha 0.01.
 
-    python scripts/bench_kl.py [--rounds 3] [--pairs 2] [--device cpu|cuda]
+    python scripts/bench/kl.py [--rounds 3] [--pairs 2] [--device cpu|cuda]
 
 A language model of Qwen2.5-0.5B's sizes (24 layers of 896, 152k words), random weights, with LoRA
 on it as RRPO trains; prompts of 288 tokens, responses of 62; reference in the step. Step times are
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import torch
-from bench import Memory
+from common import Memory
 
 VOCAB = 151_936
 PROMPT, RESPONSE = 288, 62

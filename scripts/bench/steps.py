@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from common import gemm_rate, machine, make_model, pictures, print_table, words
+from floor import floor_of
 
 from mmalign.attention.choose import MASKED, choose
 from mmalign.media import embed
@@ -149,33 +150,6 @@ def many(policy: Policy, rounds: int) -> None:
     print_table(
         ["layout", "s", "padded / it"],
         [[n, f"{s:.2f}", f"{found['padded'] / s:.2f}x"] for n, s in found.items()],
-    )
-
-
-def floor_of(policy: Policy, batch: CandidateBatch) -> float:
-    """Operations of the cheapest exact step, from the model's sizes and the batch's tokens."""
-    from mmalign.scoring.cost import model_cost
-
-    base = policy.model
-    cost = model_cost(base, policy.family)
-    config = base.config.get_text_config()
-    pairs = tokens = answers = 0
-    for number, condition in enumerate(batch.conditions):
-        own = [len(c.response_ids) for c in batch.candidates if c.condition == number]
-        prompt = len(condition.prompt_ids)
-        tokens += prompt + sum(own)
-        answers += sum(own)
-        pairs += prompt * (prompt + 1) / 2 + sum(n * prompt + n * (n + 1) / 2 for n in own)
-    patches = {one.key: one.num_tokens for c in batch.conditions for one in c.images}
-    head = 2 * config.hidden_size * config.vocab_size * answers
-    vision = base.config.vision_config
-    # Tower and projector, and attention over a picture's patches and its class token.
-    side = vision.image_size // vision.patch_size
-    seen = sum(
-        4 * vision.num_hidden_layers * vision.hidden_size * (side**2 + 1) ** 2 for _ in patches
-    )
-    return 3 * (tokens * cost.token + pairs * cost.pair + head) + (
-        sum(patches.values()) * cost.patch + seen
     )
 
 
