@@ -132,6 +132,9 @@ class Xformers:
         out, lse = fmha.memory_efficient_attention_forward_requires_grad(
             q[None], k[None], v[None], attn_bias=_bias(block), scale=scale
         )
+        if len(lse) != 1:
+            # The kernel for float32 and for older cards; blocks are merged token by token.
+            raise NotImplementedError("the kernel for this precision keeps log-sum-exps by segment")
         # Some kernels pad the log-sum-exp to a multiple of their tile.
         return out[0], lse[0, :, : q.shape[0]].float()
 

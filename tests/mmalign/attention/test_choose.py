@@ -1,5 +1,6 @@
 """What is asked for runs or is refused with its reason; only `auto` may choose."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from mmalign.attention.choose import (
     trial,
 )
 from mmalign.attention.flex import flex_call
+from mmalign.attention.kernels import Xformers
 from mmalign.attention.tree import make_tree
 from mmalign.errors import ModelError
 from mmalign.models.families import FAMILIES
@@ -61,6 +63,23 @@ def test_a_kernel_with_wrong_numbers_is_refused(monkeypatch):
         assert choose("auto", LLAVA, text_config(), "cpu", torch.float32).name == "sdpa"
     finally:
         trial.cache_clear()
+
+
+def test_xformers_kernel_that_pads_segments_is_refused_in_words(monkeypatch):
+    """Its log-sum-exps are [segments, H, longest]; those that can be merged are [1, H, S]."""
+    lengths = SimpleNamespace(from_seqlens=lambda *_, device: None)
+    masks = SimpleNamespace(BlockDiagonalMask=lengths, BlockDiagonalCausalMask=lengths)
+
+    def padded(q, k, v, attn_bias, scale):
+        return q, torch.zeros(7, q.shape[2], 96)
+
+    fmha = SimpleNamespace(attn_bias=masks, memory_efficient_attention_forward_requires_grad=padded)
+    monkeypatch.setitem(sys.modules, "xformers.ops", SimpleNamespace(fmha=fmha))
+    monkeypatch.setitem(sys.modules, "xformers.ops.fmha", fmha)
+    q, k, v = (torch.randn(6, heads, 8) for heads in (4, 2, 2))
+    block = make_tree([2], [[2, 2]], two_way=False).blocks[0]
+    with pytest.raises(NotImplementedError, match="log-sum-exps by segment"):
+        Xformers().forward(q, k, v, block, 1.0)
 
 
 def test_of_many_objections_the_first_kernels_are_told():
