@@ -20,7 +20,7 @@ from data_builders.importers import (
     sharegpt,
     trl,
 )
-from data_builders.pairs import Choice
+from mmalign.comparisons import Choice
 
 app = typer.Typer(
     help="Check, measure, look at and import datasets.",

@@ -11,17 +11,15 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from data_builders.inspect import by_reason
+from mmalign.comparisons import Choice, Comparison, comparisons
 from mmalign.errors import DataError
 from mmalign.log import progress
-from mmalign.records import Origin, Preference, RankedResponse, Ranking
+from mmalign.records import Origin, Preference, Ranking
 from mmalign.store import MANIFEST, Manifest, open_dataset, write_dataset
 
 VERSION = "1"
-
-Choice = Literal["all", "best_worst"]
 
 
 def make_pairs(
@@ -69,35 +67,16 @@ def pairs_of(
 ) -> Iterator[Preference | str]:
     """The pairs of one ranking, and for every two responses that are none, the reason.
 
-    Pair i-j prefers response i of the ranking, counted from 0, to response j. `best_worst` pairs
-    what has the first rank with what has the last; several may have either, and none is singled
-    out. `min_gap` drops pairs whose scores differ by less, or are not known. A ranking that is all
-    ties gives one reason for the whole of it.
+    Which are pairs is mmalign.comparisons' to say. Pair i-j prefers response i of the ranking,
+    counted from 0, to response j.
     """
-    ranks = [response.rank for response in ranking.responses]
-    if len(set(ranks)) < 2:
-        yield "dropped:all_ties"
-        return
-    best, worst = min(ranks), max(ranks)
-    for i, j in itertools.combinations(range(len(ranks)), 2):
-        better, worse = (i, j) if ranks[i] <= ranks[j] else (j, i)
-        if ranks[i] == ranks[j]:
-            yield "dropped:tie"
-        elif choice == "best_worst" and (ranks[better], ranks[worse]) != (best, worst):
-            yield "dropped:not_best_and_worst"
-        else:
-            yield _pair(ranking, better, worse, min_gap)
+    for found in comparisons(ranking.responses, choice=choice, min_gap=min_gap):
+        yield f"dropped:{found}" if isinstance(found, str) else _pair(ranking, found)
 
 
-def _pair(ranking: Ranking, i: int, j: int, min_gap: float | None) -> Preference | str:
+def _pair(ranking: Ranking, compared: Comparison) -> Preference:
+    i, j, gap = compared.better, compared.worse, compared.gap
     chosen, rejected = ranking.responses[i], ranking.responses[j]
-    gap = _gap(chosen, rejected)
-    if chosen.text == rejected.text:
-        return "dropped:same_text"
-    if min_gap is not None and gap is None:
-        return "dropped:no_score"
-    if min_gap is not None and gap is not None and gap < min_gap:
-        return "dropped:small_gap"
     detail = {
         "ranks": [chosen.rank, rejected.rank],
         "scores": [chosen.score, rejected.score],
@@ -121,9 +100,3 @@ def _pair(ranking: Ranking, i: int, j: int, min_gap: float | None) -> Preference
             detail=json.dumps(detail),
         ),
     )
-
-
-def _gap(chosen: RankedResponse, rejected: RankedResponse) -> float | None:
-    if chosen.score is None or rejected.score is None:
-        return None
-    return chosen.score - rejected.score

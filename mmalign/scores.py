@@ -86,11 +86,11 @@ class Totals:
 
     A loss divides sums by these, so that cutting a batch into micro-batches or spreading it over
     processes changes nothing. num_pairs counts rows: the weights of a row's pairs add up to its
-    weight.
+    weight. num_chosen_tokens counts a row's chosen response, or the mean over its pairs' ones.
     """
 
     num_pairs: int
-    num_chosen_tokens: int
+    num_chosen_tokens: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,7 @@ class ScorerConfig(Strict):
 class OptimConfig(Strict):
     """The optimizer and its schedule.
 
-    batch_size counts pairs (or examples) per optimizer step, all processes together;
+    batch_size counts rows (pairs, rankings or examples) per optimizer step, all processes together;
     micro_batch_size is what one process holds at once, by default its whole share. Cutting a batch
     changes memory, not the gradient. `steps`, where set, overrides `epochs`.
     """

@@ -130,14 +130,14 @@ def row_tokens(recipe: Recipe, loaded: Preparer) -> RowTokens:
         source = f"{limit} for each condition: {known}; {data.path} is not there yet"
         return RowTokens(mean=limit * conditions, longest=limit * conditions, source=source)
     dataset = open_dataset(data.path)
-    check_dataset(dataset, recipe.loss)
+    check_dataset(dataset, recipe.loss, online=data.online is not None)
     limits = TokenLimits(
         max_tokens=data.max_tokens,
         min_response_tokens=data.min_response_tokens,
         max_pixels=recipe.model.max_pixels,
     )
     preparer = Preparer(loaded.processor, loaded.config, loaded.family, limits)
-    objective = objective_for(recipe.loss, preparer, dataset.media_root)
+    objective = objective_for(recipe.loss, preparer, dataset.media_root, kind=dataset.kind)
     counts = []
     for row in range(0, len(dataset), max(1, len(dataset) // SAMPLE_ROWS)):
         try:

@@ -70,7 +70,7 @@ def train(recipe: Recipe) -> Iterator[Event]:
     cannot go on: another recipe's folder, a reference that is none, a loss that is not finite.
     """
     dataset = open_dataset(recipe.data.path)
-    check_dataset(dataset, recipe.loss)
+    check_dataset(dataset, recipe.loss, online=recipe.data.online is not None)
     check_trackers(recipe.run.trackers)
     if recipe.optim.optimizer == "adamw_8bit":
         check_8bit()
@@ -214,4 +214,4 @@ def _not_finite(
 
 def _finite_rows(batch: Batch, output: LossOutput) -> list[bool]:
     """Whether each row's loss is finite; a row's pairs, if it has several, follow one another."""
-    return output.per_item.isfinite().view(len(batch.places), -1).all(-1).tolist()
+    return [bool(its.isfinite().all()) for its in output.per_item.split(batch.num_pairs)]

@@ -33,14 +33,14 @@ T = TypeVar("T")
 class Survey:
     """What was found in a dataset before training. Lists run over the rows that can be used.
 
-    rows: their numbers in the dataset. chosen_tokens, tokens: their sizes.
+    rows: their numbers in the dataset. chosen_tokens, tokens: their sizes; see PreparedRow.
     kinds: which media they hold, in the words of `trainers.balance.KINDS`.
     dropped: ids of the other rows, by reason.
     """
 
     rows: list[int]
     ids: list[str]
-    chosen_tokens: list[int]
+    chosen_tokens: list[float]
     tokens: list[int]
     kinds: list[str]
     dropped: dict[str, list[str]]
@@ -72,6 +72,7 @@ class Batch:
     """One micro-batch: places in the survey, the plan of its candidates, and its pairs.
 
     digests, sizes: of each row, what tells its tokens from others', and its candidates' lengths.
+    num_pairs: of each row; they follow one another in the table.
     tokens: of each row, what it is made of; tells what would fit where memory runs out.
     """
 
@@ -80,6 +81,7 @@ class Batch:
     table: PairTable
     digests: list[str]
     sizes: list[list[int]]
+    num_pairs: list[int]
     tokens: list[RowSize]
 
     def to(self, device: torch.device) -> Batch:
@@ -185,6 +187,7 @@ class Rows:
             table=table(rows),
             digests=[row.digest for row in rows],
             sizes=[[len(c.response_ids) for c in row.candidates] for row in rows],
+            num_pairs=[len(row.pairs) for row in rows],
             tokens=[row_size(row) for row in rows],
         )
 
@@ -230,7 +233,7 @@ class _Examined:
 
     number: int
     id: str
-    chosen_tokens: int = 0
+    chosen_tokens: float = 0
     tokens: int = 0
     kind: str = "text"
     dropped: str | None = None

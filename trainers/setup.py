@@ -148,7 +148,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     freeze_unread(policy, needs)
     assert accelerator.ddp_handler is not None
     accelerator.ddp_handler.find_unused_parameters = _may_idle(policy)
-    objective = objective_for(recipe.loss, policy.preparer, dataset.media_root)
+    objective = objective_for(recipe.loss, policy.preparer, dataset.media_root, kind=dataset.kind)
     attention = attention_of(recipe, policy, accelerator)
     planner = planner_of(policy, layout, attention)
     rows = Rows(dataset, objective, planner, recipe.data)

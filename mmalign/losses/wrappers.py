@@ -53,7 +53,8 @@ class SoftLabels(LossConfig):
     ) -> LossOutput:
         """The batch's share of the step's loss."""
         assert reference is not None
-        assert table.p_target is not None
+        if table.p_target is None:  # All are certain.
+            return self.of(policy, reference, table, totals)
         right, wrong = _both_sides(self.of, policy, reference, table)
         terms = table.p_target * right + (1 - table.p_target) * wrong
         return self.of.finish(terms, policy, reference, table, totals)

@@ -14,7 +14,7 @@ from mmalign.errors import SchemaMismatch
 from mmalign.losses import Loss
 from mmalign.losses.base import Need
 from mmalign.prepare import Preparer, RowDropped
-from mmalign.records import Example, Preference, check, kind_name
+from mmalign.records import Example, Preference, Ranking, Record, check, kind_name
 from mmalign.scores import PairTable
 from mmalign.scoring.candidates import Candidate, CandidateBatch, Condition
 from mmalign.store import Dataset
@@ -49,9 +49,9 @@ class RowPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedRow:
-    """One dataset row in tokens: its conditions, its candidates with the chosen one first, pairs.
+    """One dataset row in tokens: its conditions, its candidates with the best one first, pairs.
 
-    Rows of one objective have equally many pairs, whose weights add up to the row's.
+    Rows may have any number of pairs, whose weights add up to the row's.
     """
 
     id: str
@@ -60,9 +60,13 @@ class PreparedRow:
     pairs: tuple[RowPair, ...] = (RowPair(),)
 
     @property
-    def num_chosen_tokens(self) -> int:
-        """Tokens of the chosen response."""
-        return len(self.candidates[0].response_ids)
+    def num_chosen_tokens(self) -> float:
+        """Tokens of the chosen response; of several pairs, which weigh the same, the mean.
+
+        What a token-averaged term divides by: a ranking's numerator is that mean too.
+        """
+        lengths = [len(self.candidates[pair.chosen].response_ids) for pair in self.pairs]
+        return sum(lengths) / len(lengths)
 
     @property
     def num_tokens(self) -> int:
@@ -101,7 +105,7 @@ class PreparedRow:
 class Objective(Protocol):
     """Turns records into prepared rows.
 
-    unit is what a row is to a reader of the log: "pairs" or "examples".
+    unit is what a row is to a reader of the log: "pairs", "rankings" or "examples".
     """
 
     unit: str
@@ -111,12 +115,17 @@ class Objective(Protocol):
         ...
 
 
-def objective_for(loss: Loss, preparer: Preparer, media_root: Path) -> Objective:
-    """The objective whose batches hold what the loss reads."""
+def objective_for(
+    loss: Loss, preparer: Preparer, media_root: Path, *, kind: type[Record] = Preference
+) -> Objective:
+    """The objective whose batches hold what the loss reads, of records of this kind."""
     from trainers.objectives.pair import PairObjective
+    from trainers.objectives.ranking import RankingObjective
     from trainers.objectives.reward import RewardObjective
     from trainers.objectives.sft import SFTObjective
 
+    if kind is Ranking:
+        return RankingObjective(preparer, media_root, needs=loss.needs)
     if Need.REWARD_HEAD in loss.needs:
         return RewardObjective(preparer, media_root, critiques=Need.CRITIQUES in loss.needs)
     if Need.REJECTED not in loss.needs:
@@ -124,7 +133,7 @@ def objective_for(loss: Loss, preparer: Preparer, media_root: Path) -> Objective
     return PairObjective(preparer, media_root, needs=loss.needs)
 
 
-def check_row(record: Example | Preference, needs: Set[Need] = frozenset()) -> None:
+def check_row(record: Example | Preference | Ranking, needs: Set[Need] = frozenset()) -> None:
     """Raise RowDropped for a row that no objective may use.
 
     One check for all of them, so that a supervised control sees the rows of the comparison it
@@ -180,8 +189,16 @@ def table(rows: Sequence[PreparedRow]) -> PairTable:
     )
 
 
-def check_dataset(dataset: Dataset[Any], loss: Loss) -> None:
-    """Raise SchemaMismatch where no row has what the loss needs. Runs before a model is loaded."""
+def check_dataset(dataset: Dataset[Any], loss: Loss, *, online: bool = False) -> None:
+    """Raise SchemaMismatch where no row has what the loss needs. Runs before a model is loaded.
+
+    online: whether new pairs will be made beside the dataset's own during training.
+    """
+    from trainers.objectives.ranking import check_rankings
+
+    if dataset.kind is Ranking:
+        check_rankings(dataset, loss, online=online)
+        return
     kinds = (Preference,) if Need.REJECTED in loss.needs else (Example, Preference)
     if dataset.kind not in kinds:
         raise SchemaMismatch(
@@ -207,4 +224,8 @@ def fitted(loss: Loss, dataset: Dataset[Any]) -> Loss:
     """The loss with what it derives from the dataset, such as MM-DPO's k, filled in."""
     if Need.SCORE_GAP not in loss.needs:
         return loss
+    if dataset.kind is Ranking:
+        from trainers.objectives.ranking import score_gaps
+
+        return loss.fitted(list(score_gaps(dataset)))
     return loss.fitted([gap for gap in dataset.column("score_gap") if gap is not None])
