@@ -29,7 +29,10 @@ def precompute_command(
     overrides: list[str] | None = OVERRIDES,
     fresh: bool = typer.Option(False, "--fresh", help="Delete what is stored, and start anew."),
 ) -> None:
-    """Store the reference's scores of a recipe's dataset, for all runs with reference=cached."""
+    """Store the reference's scores of a recipe's dataset, for all runs with reference=cached.
+
+    With `features` in the recipe, also those of its pictures.
+    """
     from mmalign.config import load_config
     from mmalign.log import is_main_process
     from trainers.config import Recipe

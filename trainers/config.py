@@ -43,6 +43,17 @@ class DataConfig(Strict):
     online: Online | None = None
 
 
+class FeaturesConfig(Strict):
+    """Store what a frozen tower makes of each picture, and train from that.
+
+    cap_gb: most that they may take on disk, in 10^9 bytes; beyond it nothing is computed.
+    folder: where they lie; by default beside the dataset.
+    """
+
+    cap_gb: PositiveFloat
+    folder: Path | None = None
+
+
 class ScorerConfig(Strict):
     """How candidates are laid out for the model; both layouts give the same scores.
 
@@ -105,6 +116,8 @@ class Recipe(Strict):
     cached: the initial policy's scores of every row, stored beside the dataset, or in the folder
         `reference_cache`; made before the first step where they are not there yet.
     auto: adapter_off with LoRA, else frozen_copy.
+
+    features: where given, pictures go through the tower once and their features are stored.
     """
 
     model: ModelConfig
@@ -112,6 +125,7 @@ class Recipe(Strict):
     loss: Loss
     reference: Literal["auto"] | ReferenceKind = "auto"
     reference_cache: Path | None = None
+    features: FeaturesConfig | None = None
     scorer: ScorerConfig = ScorerConfig()
     optim: OptimConfig
     run: RunConfig
@@ -132,6 +146,12 @@ class Recipe(Strict):
                 f"loss {self.loss.name!r} compares whole distributions over the vocabulary with "
                 "the reference, which reference=cached does not keep; use frozen_copy, or LoRA "
                 "with adapter_off"
+            )
+        if self.features is not None and (self.model.train.vision or self.model.train.projector):
+            raise ValueError(
+                "features are stored of a tower and a projector that stay as they are, and "
+                "model.train.vision or model.train.projector trains them; set both to false, or "
+                "drop features"
             )
         if self.data.online is not None:
             self._check_online()
@@ -163,6 +183,11 @@ class Recipe(Strict):
             raise ValueError(
                 "data.online makes responses that reference=cached could not have scored before; "
                 "use frozen_copy, or LoRA with adapter_off"
+            )
+        if self.features is not None:
+            raise ValueError(
+                "data.online shows the policy pictures, which rows with stored features do not "
+                "keep; drop features"
             )
         if self.data.workers:
             raise ValueError("data.online needs the policy where batches are made: data.workers=0")

@@ -37,6 +37,7 @@ logger = get_logger("trainers.directory")
 FREE = {
     "run.output", "run.resume", "run.keep_last", "run.save_every_steps", "run.log_every_steps",
     "run.trackers", "data.workers", "data.cache_mb", "reference_cache",
+    "features.cap_gb", "features.folder",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from accelerate import init_empty_weights
 from torch import nn
@@ -34,11 +35,17 @@ SAMPLE_ROWS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowTokens:
-    """Tokens of a row: all its prompts once, and all its responses. `source` says how known."""
+    """Tokens of a row: all its prompts once, and all its responses. `source` says how known.
+
+    rows: how many there are, and images: tokens of a row's pictures, each once; both 0 where
+        there is no dataset yet.
+    """
 
     mean: float
     longest: int
     source: str
+    rows: int = 0
+    images: float = 0.0
 
 
 def estimate(recipe: Recipe) -> str:
@@ -75,6 +82,7 @@ def estimate(recipe: Recipe) -> str:
             f"tokens per row: mean {tokens.mean:.0f}, longest {tokens.longest} ({tokens.source})",
             f"tokens per step: about {tokens.mean * recipe.optim.batch_size:,.0f}",
             *packed,
+            *_features_lines(recipe, tokens, loaded.config),
             "",
             f"{'memory of one process':<24}{'GiB':>10}",
             *(f"{name:<24}{size / GIB:>10.2f}" for name, size in rows),
@@ -83,6 +91,23 @@ def estimate(recipe: Recipe) -> str:
             "with gradient checkpointing one layer's worth, and 2 (or 4) bytes for all others.",
         ]
     )
+
+
+def _features_lines(recipe: Recipe, tokens: RowTokens, config: Any) -> list[str]:
+    """What stored features would take on disk, if no picture stood in two rows."""
+    if recipe.features is None:
+        return []
+    if not tokens.images:
+        return ["vision features: unknown, there are no pictures yet"]
+    # Qwen3-VL's DeepStack adds a feature of this width for each tower layer that it taps.
+    layers = 1 + len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
+    narrow = recipe.model.dtype in ("bfloat16", "float16") or recipe.run.precision == "bf16"
+    each = config.get_text_config().hidden_size * layers * (2 if narrow else 4)
+    size = tokens.images * tokens.rows * each / 1e9
+    return [
+        f"vision features: at most {size:.3g} GB on disk ({tokens.images:.0f} image tokens a row x "
+        f"{each:,} bytes x {tokens.rows} rows); cap {recipe.features.cap_gb:g} GB"
+    ]
 
 
 def _attach_head(model: nn.Module, config: ModelConfig, loaded: Preparer) -> None:
@@ -138,13 +163,22 @@ def row_tokens(recipe: Recipe, loaded: Preparer) -> RowTokens:
     )
     preparer = Preparer(loaded.processor, loaded.config, loaded.family, limits)
     objective = objective_for(recipe.loss, preparer, dataset.media_root, kind=dataset.kind)
-    counts = []
+    counts, images = [], []
     for row in range(0, len(dataset), max(1, len(dataset) // SAMPLE_ROWS)):
         try:
-            counts.append(objective.prepare(dataset[row]).num_tokens)
+            made = objective.prepare(dataset[row])
         except (RowDropped, MediaError):
             continue
+        counts.append(made.num_tokens)
+        pictures = (picture for condition in made.conditions for picture in condition.images)
+        images.append(sum({one.key: one.num_tokens for one in pictures}.values()))
     source = f"{len(counts)} rows of {data.path}"
     if not counts:
         return RowTokens(mean=0, longest=0, source=f"no usable row in a sample of {data.path}")
-    return RowTokens(mean=sum(counts) / len(counts), longest=max(counts), source=source)
+    return RowTokens(
+        mean=sum(counts) / len(counts),
+        longest=max(counts),
+        source=source,
+        rows=min(len(dataset), data.limit or len(dataset)),
+        images=sum(images) / len(images),
+    )

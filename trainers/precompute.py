@@ -1,4 +1,5 @@
-"""The reference's scores of a dataset made ahead of training, to be read by every run after it.
+"""The reference's scores of a dataset, and the features of its pictures where the recipe stores
+them, made ahead of training, to be read by every run after it.
 
 `accelerate launch -m trainers.precompute RECIPE [key=value]... [--fresh]` spreads the work of
 `mmalign precompute` over many processes.
@@ -18,6 +19,9 @@ from mmalign.losses.base import Need
 from mmalign.store import open_dataset
 from trainers.config import Recipe
 from trainers.directory import RunDirectory
+from trainers.feature_key import features_folder
+from trainers.feature_store import FeatureStore
+from trainers.keyed_folder import KeyedFolder
 from trainers.objectives.base import check_dataset
 from trainers.reference_key import cache_folder
 from trainers.reference_store import ReferenceCache
@@ -25,14 +29,17 @@ from trainers.setup import set_up
 
 
 def precompute(recipe: Recipe, *, fresh: bool = False) -> Path:
-    """Fill the recipe's reference cache; returns its folder.
+    """Fill the recipe's reference cache and its store of features.
+
+    Returns the folder of the scores, or that of the features for a loss without a reference.
 
     This is a training run with reference=cached that stops before its first step, in a folder of
     its own, so that model, rows and batches are those of training and `run.output` is not touched.
-    fresh: delete what is stored for this model and these candidates first.
+    fresh: delete what is stored for this model and these candidates, and its features, first.
     Raises ConfigError where the loss has no use for stored scores, and what `train` raises.
     """
-    if Need.REFERENCE not in recipe.loss.needs:
+    compares = Need.REFERENCE in recipe.loss.needs
+    if not compares and recipe.features is None:
         raise ConfigError(
             f"loss {recipe.loss.name!r} compares with no reference: there is nothing to store"
         )
@@ -42,16 +49,21 @@ def precompute(recipe: Recipe, *, fresh: bool = False) -> Path:
         values = recipe.model_dump(mode="json")
         values |= {"reference": "cached", "run": values["run"] | {"output": scratch}}
         cached = validate(values, Recipe, "mmalign precompute")
-        folder = cache_folder(cached)
+        stores: list[KeyedFolder] = []
+        if compares:
+            stores.append(ReferenceCache(cache_folder(cached), key={}, about={}))
+        if cached.features is not None:
+            stores.append(FeatureStore(features_folder(cached), key={}, about={}))
         if fresh and is_main_process():
             # Before the first exchange between processes, and so before any of them reads.
-            ReferenceCache(folder, key={}, about={}).clear()
+            for store in stores:
+                store.clear()
         run = RunDirectory(cached)
         try:
             set_up(cached, dataset, run)
         finally:
             run.release()
-    return folder
+    return stores[0].folder
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from mmalign.models.load import Policy, trained_outside_adapter
 from mmalign.models.quantization import scales
 from mmalign.scores import TokenScores
 from mmalign.scoring.scorer import Scorer
+from trainers.feature_key import same_tower
 from trainers.precision import Precision, in_precision
 from trainers.rows import Batch
 from trainers.shards import in_pieces
@@ -89,6 +90,9 @@ def frozen_copy(
             fix="use reference=cached, or train a LoRA adapter",
         )
     model = copy.deepcopy(policy.model).requires_grad_(False).eval()
+    # Stored features are handed to both, and a reference with another tower would score with
+    # features that are not its own, unseen.
+    assert same_tower(policy.model, model)
     scorer = Scorer(model, policy.family, attention)
     in_precision(scorer, precision, accelerator.device)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from mmalign.attention.choose import Attention
-from mmalign.errors import MmalignError, TrainingError
+from mmalign.errors import TrainingError
 from mmalign.log import get_logger, progress
 from mmalign.models.load import Policy
 from mmalign.scores import TokenScores
@@ -24,12 +24,11 @@ from trainers.reference_key import address, cache_folder, made_with, scores_key
 from trainers.reference_store import ANEW, ELSEWHERE, ReferenceCache, RowScores
 from trainers.rows import Batch, Rows, Survey
 from trainers.sampler import even_share
+from trainers.together import from_first
 
 logger = get_logger("trainers.reference")
 
 SHARD_ROWS = 256
-
-T = TypeVar("T")
 
 
 class Cached:
@@ -73,7 +72,7 @@ def open_cache(
 
     Where each process loads a share of the weights, or none, the first one's key is everyone's.
     """
-    key = _from_first(accelerator, lambda: scores_key(recipe, dataset, policy))
+    key = from_first(accelerator, lambda: scores_key(recipe, dataset, policy))
     made = made_with(recipe, accelerator.device, attention)
     about = {"of": address(recipe), "made with": made}
     return ReferenceCache(cache_folder(recipe), key, about)
@@ -81,7 +80,7 @@ def open_cache(
 
 def check_cache(cache: ReferenceCache, accelerator: Accelerator) -> None:
     """Raise TrainingError where what is stored is stale, which `cached` finds out too, later."""
-    _from_first(accelerator, cache.check)
+    from_first(accelerator, cache.check)
 
 
 def cached(
@@ -102,8 +101,8 @@ def cached(
     Raises TrainingError where stored scores are stale, or the folder cannot be written.
     """
     files = [rows.files_of(row) for row in survey.rows]
-    if _from_first(accelerator, lambda: cache.missing(survey.ids, files)):
-        todo = _from_first(accelerator, lambda: cache.claim(survey.ids, files))
+    if from_first(accelerator, lambda: cache.missing(survey.ids, files)):
+        todo = from_first(accelerator, lambda: cache.claim(survey.ids, files))
         try:
             _fill(cache, todo, rows, survey, scorer, accelerator, memory, micro_size, competitor)
         finally:
@@ -160,7 +159,7 @@ def _fill(
         by_place = dict(gather_object(made))
         ready = [by_place[place] for place in shard]
         first = survey.rows[shard[0]]
-        _from_first(accelerator, lambda first=first, ready=ready: cache.write(first, ready))
+        from_first(accelerator, lambda first=first, ready=ready: cache.write(first, ready))
     if todo and accelerator.is_main_process:
         seconds = time.perf_counter() - started
         logger.info(
@@ -187,20 +186,6 @@ def _score(
             batch.places, batch.digests, batch.sizes, own, rivals, strict=True
         )
     }
-
-
-def _from_first(accelerator: Accelerator, function: Callable[[], T]) -> T:
-    """What `function` gives, or raises, on the first process: the same for all of them."""
-    result: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            result[0] = function()
-        except MmalignError as error:
-            result[1] = error
-    broadcast_object_list(result)
-    if result[1] is not None:
-        raise result[1]
-    return result[0]
 
 
 def _cut(values: Tensor, mask: Tensor, lengths: Sequence[int]) -> list[Tensor]:

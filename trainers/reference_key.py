@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -41,9 +41,9 @@ def address(recipe: Recipe) -> dict[str, Any]:
     path, adapter = resolve_adapter(recipe.model)
     bits = recipe.model.quantization
     return {
-        "model": _place(path),
+        "model": place_of(path),
         "revision": recipe.model.revision,
-        "adapter": None if adapter is None else _place(adapter),
+        "adapter": None if adapter is None else place_of(adapter),
         "quantization": None if bits is None else bits.model_dump(),
         "loss needs": sorted(recipe.loss.needs - UNSTORED),
     }
@@ -54,7 +54,7 @@ def cache_folder(recipe: Recipe) -> Path:
     found = address(recipe)
     root = recipe.reference_cache or recipe.data.path / "reference"
     name = "-".join(Path(found["adapter"] or found["model"]).parts[-2:])
-    return root / f"{name}-{_digest(found)[:8]}"
+    return root / f"{name}-{digest_of(found)[:8]}"
 
 
 def scores_key(recipe: Recipe, dataset: Dataset[Any], policy: Policy) -> dict[str, Any]:
@@ -67,11 +67,11 @@ def scores_key(recipe: Recipe, dataset: Dataset[Any], policy: Policy) -> dict[st
     found = {
         "dataset": dataset.manifest.content_hash[:HEX],
         "weights": weights_hash(policy.model),
-        "model.config": _without(config, LOADING),
+        "model.config": without(config, LOADING),
         "model.dtype": str(weights.dtype).removeprefix("torch."),
         "run.precision": recipe.run.precision,
-        "processor": _without(processor.to_dict(), {"processor_class", "chat_template"}),
-        "chat template": _digest(processor.chat_template or processor.tokenizer.chat_template),
+        "processor": without(processor.to_dict(), {"processor_class", "chat_template"}),
+        "chat template": digest_of(processor.chat_template or processor.tokenizer.chat_template),
         "tokenizer": _tokenizer_hash(processor.tokenizer),
         "model.max_pixels": model.max_pixels,
         "model.frames": model.frames.model_dump(mode="json"),
@@ -126,10 +126,15 @@ def weights_hash(model: nn.Module) -> str:
                 parameter = original
         plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
         counted[plain.replace(COPY, ".")] = parameter
+    return tensors_hash(counted)
+
+
+def tensors_hash(named: Mapping[str, Tensor]) -> str:
+    """A hash over the names and every byte of tensors."""
     # hashlib lets other threads run meanwhile.
     with ThreadPoolExecutor() as threads:
-        hashes = threads.map(_tensor_hash, counted.values())
-        return _digest(dict(zip(counted, hashes, strict=True)))
+        hashes = threads.map(_tensor_hash, named.values())
+        return digest_of(dict(zip(named, hashes, strict=True)))
 
 
 def _tensor_hash(values: Tensor) -> str:
@@ -146,27 +151,28 @@ def _tokenizer_hash(tokenizer: Any) -> str:
     if tokenizer.is_fast:
         whole = json.loads(tokenizer.backend_tokenizer.to_str())
         # How the last call padded, which stays behind in the tokenizer.
-        told["backend"] = _without(whole, {"padding", "truncation"})
+        told["backend"] = without(whole, {"padding", "truncation"})
     else:
         told["vocabulary"] = tokenizer.get_vocab()
-    return _digest(told)
+    return digest_of(told)
 
 
-def _without(values: Any, names: set[str]) -> Any:
+def without(values: Any, names: set[str]) -> Any:
     """Nested mappings without the keys `names`, at any depth."""
     if not isinstance(values, dict):
         return values
-    return {key: _without(value, names) for key, value in values.items() if key not in names}
+    return {key: without(value, names) for key, value in values.items() if key not in names}
 
 
-def _digest(values: Any) -> str:
+def digest_of(values: Any) -> str:
+    """A short hash of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[
         :HEX
     ]
 
 
-def _place(path: str) -> str:
-    """A local folder by its whole path, a hub name as it is."""
+def place_of(path: str) -> str:
+    """What a model is known by: a local folder by its whole path, a hub name as it is."""
     return str(Path(path).resolve()) if Path(path).is_dir() else path
 
 

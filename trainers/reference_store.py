@@ -11,13 +11,10 @@ caught where it is used, whatever the key says.
 
 from __future__ import annotations
 
-import fcntl
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,11 +22,10 @@ from torch import Tensor
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger
 from mmalign.store import write_atomically
-from trainers.reference_key import differences
+from trainers.keyed_folder import KeyedFolder
 
 logger = get_logger("trainers.reference")
 
-KEY = "key.json"
 ELSEWHERE = "set reference_cache to another folder"
 ANEW = "`mmalign precompute RECIPE --fresh` makes them anew"
 
@@ -50,38 +46,17 @@ class RowScores:
     competitor_logps: Tensor | None
 
 
-class ReferenceCache:
+class ReferenceCache(KeyedFolder):
     """One folder of scores, as seen by the process that may write it, and by those that read it."""
 
+    kept = "reference scores"
+    pattern = "rows-*.parquet"
+    anew = ANEW
+    elsewhere = ELSEWHERE
+
     def __init__(self, folder: Path, key: dict[str, Any], about: dict[str, Any]) -> None:
-        self.folder, self.key, self.about = folder, key, about
-        self._lock: IO[str] | None = None
+        super().__init__(folder, key, about)
         self._damaged: list[Path] = []
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the scores on disk."""
-        return sum(file.stat().st_size for file in self.folder.glob("rows-*.parquet"))
-
-    def check(self) -> None:
-        """Raise TrainingError where the scores in the folder are of something else than `key`."""
-        file = self.folder / KEY
-        if not file.exists():
-            if any(self.folder.glob("rows-*.parquet")):
-                what = f"holds scores, and no {KEY} that says of what"
-                raise TrainingError(what, where=str(self.folder), fix=f"{ANEW}; or {ELSEWHERE}")
-            return
-        try:
-            old = json.loads(file.read_text())["key"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            what = f"cannot be read ({error})"
-            raise TrainingError(what, where=str(file), fix=f"{ANEW}; or {ELSEWHERE}") from None
-        if changed := list(differences(old, self.key)):
-            raise TrainingError(
-                f"the reference scores stored here are stale: {'; '.join(changed)}",
-                where=str(self.folder),
-                fix=f"undo the change; or {ANEW}; or {ELSEWHERE}, to keep both",
-            )
 
     def read(self) -> dict[str, RowScores]:
         """Every stored row by its id. A damaged file is said and counts as absent."""
@@ -131,44 +106,8 @@ class ReferenceCache:
         missing = self.missing(ids, files)
         for file in self._damaged:
             file.unlink()
-        if not (self.folder / KEY).exists():
-            text = json.dumps({"key": self.key, **self.about}, indent=1, ensure_ascii=False)
-            write_atomically(self.folder / KEY, text)
+        self.write_key()
         return missing
-
-    def hold(self) -> None:
-        """Keep other processes from writing here, until `release` or the end of this one."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.folder / ".lock", "w")  # noqa: SIM115
-        except OSError as error:
-            raise TrainingError(
-                f"reference scores cannot be written here ({error.strerror})",
-                where=str(self.folder),
-                fix=f"{ELSEWHERE}, one that can be written",
-            ) from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise TrainingError(
-                "another process is making these reference scores",
-                where=str(self.folder),
-                fix="wait for it and start again: finished scores are read, not made again",
-            ) from None
-
-    def release(self) -> None:
-        """Let other processes write here."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
-    def clear(self) -> None:
-        """Delete what is stored. Raises TrainingError where another process is writing it."""
-        if self.folder.exists():
-            self.hold()
-            shutil.rmtree(self.folder)
-            self.release()
 
     def write(self, first: int, rows: Sequence[RowScores]) -> None:
         """Write rows as one file, whole or not at all; `first` is the dataset row of the first."""

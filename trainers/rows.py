@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -19,10 +19,12 @@ from mmalign.media import read_bytes
 from mmalign.prepare import RowDropped
 from mmalign.records import Media, media_of
 from mmalign.scores import PairTable, Totals
+from mmalign.scoring.candidates import EncodedMedia
 from mmalign.scoring.plan import Plan
 from mmalign.scoring.planner import Planner
 from mmalign.store import Dataset
 from trainers.config import DataConfig
+from trainers.feature_store import PictureFeatures
 from trainers.memory import RowSize, row_size
 from trainers.objectives.base import Objective, PreparedRow, collate, table
 
@@ -36,6 +38,7 @@ class Survey:
     rows: their numbers in the dataset. chosen_tokens, tokens: their sizes; see PreparedRow.
     kinds: which media they hold, in the words of `trainers.balance.KINDS`.
     dropped: ids of the other rows, by reason.
+    pictures: tokens of each row's pictures by digest, where their features are to be stored.
     """
 
     rows: list[int]
@@ -44,6 +47,7 @@ class Survey:
     tokens: list[int]
     kinds: list[str]
     dropped: dict[str, list[str]]
+    pictures: list[dict[str, int]] = field(default_factory=list)
 
     def totals(self, places: Iterable[int]) -> Totals:
         """The loss's denominators for an optimizer step made of these places."""
@@ -92,7 +96,10 @@ class Batch:
 
 
 class Rows:
-    """A dataset's rows as an objective prepares them, the latest ones kept in memory."""
+    """A dataset's rows as an objective prepares them, the latest ones kept in memory.
+
+    pictures: where their pictures' features are stored, if they are.
+    """
 
     def __init__(
         self,
@@ -100,9 +107,10 @@ class Rows:
         objective: Objective,
         planner: Planner,
         config: DataConfig,
+        pictures: PictureFeatures | None = None,
     ) -> None:
         self.dataset, self.objective = dataset, objective
-        self.planner = planner
+        self.planner, self.pictures = planner, pictures
         self.limit, self.workers = config.limit, config.workers
         self._cache: OrderedDict[int, PreparedRow] = OrderedDict()
         self._free = config.cache_mb * 2**20
@@ -114,6 +122,8 @@ class Rows:
             self._cache.move_to_end(row)
             return self._cache[row]
         made = self.objective.prepare(self.dataset[row])
+        if self.pictures is not None:
+            made = self.pictures.slim(made)
         self._cache[row] = made
         self._free -= made.num_bytes
         while self._free < 0:
@@ -141,6 +151,7 @@ class Rows:
             tokens=[row.tokens for row in used],
             kinds=[row.kind for row in used],
             dropped=dropped,
+            pictures=[row.pictures for row in used],
         )
         if not used:
             raise TrainingError(
@@ -181,9 +192,12 @@ class Rows:
 
     def batch_of(self, places: list[int], rows: list[PreparedRow]) -> Batch:
         """The micro-batch of rows that stand at these places, on the CPU."""
+        batch = collate(rows)
+        if self.pictures is not None:
+            batch = self.pictures.attach(batch)
         return Batch(
             places=places,
-            plan=self.planner(collate(rows)),
+            plan=self.planner(batch),
             table=table(rows),
             digests=[row.digest for row in rows],
             sizes=[[len(c.response_ids) for c in row.candidates] for row in rows],
@@ -199,6 +213,22 @@ class Rows:
         """A batch for each list of places, in order, made ahead of time where workers > 0."""
         return _load(lambda places: self.batch(survey, places), cuts, self.workers)
 
+    def encodable(self, wanted: Iterable[tuple[int, str]]) -> Iterator[EncodedMedia]:
+        """A picture with its pixels for each (row, digest), in order."""
+        return _load(self._picture, wanted, self.workers)
+
+    def drop_pixels(self) -> None:
+        """Forget the pixels of kept rows' pictures whose features are stored."""
+        assert self.pictures is not None
+        for row, made in self._cache.items():
+            self._cache[row] = self.pictures.slim(made)
+            self._free += made.num_bytes - self._cache[row].num_bytes
+
+    def _picture(self, item: tuple[int, str]) -> EncodedMedia:
+        assert self.pictures is not None
+        row, digest = item
+        return self.pictures.find(self.prepared(row), digest)
+
     def _examine(self, row: int) -> _Examined:
         try:
             made = self.prepared(row)
@@ -212,6 +242,7 @@ class Rows:
             chosen_tokens=made.num_chosen_tokens,
             tokens=made.num_tokens,
             kind=made.kind,
+            pictures={} if self.pictures is None else self.pictures.sizes(made),
         )
 
     def _count(self) -> int:
@@ -236,6 +267,7 @@ class _Examined:
     chosen_tokens: float = 0
     tokens: int = 0
     kind: str = "text"
+    pictures: dict[str, int] = field(default_factory=dict)
     dropped: str | None = None
 
 

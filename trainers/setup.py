@@ -28,6 +28,7 @@ from mmalign.store import Dataset, write_atomically
 from trainers.advice import Watch
 from trainers.config import Recipe
 from trainers.directory import RunDirectory, damaged
+from trainers.features import check_features, make_features, open_features
 from trainers.memory import model_sizes
 from trainers.objectives.base import objective_for
 from trainers.online import OnlinePairs, online_pairs
@@ -151,7 +152,10 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     objective = objective_for(recipe.loss, policy.preparer, dataset.media_root, kind=dataset.kind)
     attention = attention_of(recipe, policy, accelerator)
     planner = planner_of(policy, layout, attention)
-    rows = Rows(dataset, objective, planner, recipe.data)
+    pictures = None
+    if recipe.features is not None:
+        pictures = open_features(recipe, policy, accelerator)
+    rows = Rows(dataset, objective, planner, recipe.data, pictures)
     kind = recipe.reference_kind() if Need.REFERENCE in needs else "none"
     cache = None
     if kind == "cached":
@@ -159,6 +163,8 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     if cache is not None and run.newest is None:
         # Before the survey, which takes its time. A resumed run is first compared with its start.
         check_cache(cache, accelerator)
+    if pictures is not None and run.newest is None:
+        check_features(pictures, accelerator)
     survey = _started_from(recipe, run, dataset, policy, rows, accelerator)
     steps = total_steps(
         num_rows=len(survey.rows),
@@ -166,7 +172,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         epochs=optim.epochs,
         steps=optim.steps,
     )
-    blank = blank_for(accelerator, policy, survey.kinds)
+    blank = blank_for(accelerator, policy, survey.kinds, stored=recipe.features is not None)
     scorer = Scorer(policy.model, policy.family, attention, blank).train()
     in_precision(scorer, recipe.run.precision, accelerator.device)
     tell_engine(accelerator, scorer, micro_size=micro_size, clip_norm=optim.clip_norm)
@@ -177,6 +183,8 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
 
     asked = {"competitor": Need.COMPETITOR in needs, "rewards": Need.REWARD_HEAD in needs}
     kl = Need.KL in needs
+    if recipe.features is not None:
+        make_features(recipe.features, rows, survey, scorer, accelerator)
     reference: Reference | None = None
     if kind == "adapter_off":
         reference = adapter_off(policy, scorer, asked=asked | {"distributions": kl})

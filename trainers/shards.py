@@ -89,8 +89,12 @@ def layout_under(
     return layout
 
 
-def blank_for(accelerator: Accelerator, policy: Policy, kinds: Collection[str]) -> Blank:
+def blank_for(
+    accelerator: Accelerator, policy: Policy, kinds: Collection[str], *, stored: bool
+) -> Blank:
     """The blank picture and clip that rows without any need, in a run over rows of these kinds.
+
+    stored: whether pictures have stored features, so that the tower runs on none.
 
     Needed where processes wait for each other in the tower: where its weights are spread, or,
     with ZeRO-1 and 2, its gradients. DDP is told of weights without a gradient instead.
@@ -105,7 +109,7 @@ def blank_for(accelerator: Accelerator, policy: Policy, kinds: Collection[str]) 
     }
     return blank_inputs(
         policy.preparer,
-        images=needed["image"],
+        images=needed["image"] and not stored,
         videos=needed["video"],
         device=accelerator.device,
     )

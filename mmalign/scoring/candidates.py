@@ -6,7 +6,39 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+
+# No slots: as in TokenScores, since a scorer returns it too.
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What tower and projector make of one picture alone.
+
+    pooled: [P, T, H], its P rows of the tower's output, or [T, H] where the model hands over one
+        such tensor for each picture.
+    deeper: [T, H] each, for the first layers of the language model (Qwen3-VL).
+    """
+
+    pooled: Tensor
+    deeper: tuple[Tensor, ...] = ()
+
+    @property
+    def num_pieces(self) -> int:
+        """Rows of the tower's output."""
+        return self.pooled.shape[0] if self.pooled.dim() == 3 else 1
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of its tensors."""
+        return sum(tensor.nbytes for tensor in (self.pooled, *self.deeper))
+
+    def to(self, device: torch.device | str) -> Features:
+        """The same features on `device`."""
+        return Features(
+            pooled=self.pooled.to(device, non_blocking=True),
+            deeper=tuple(tensor.to(device, non_blocking=True) for tensor in self.deeper),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +47,7 @@ class EncodedMedia:
 
     text: what stands for it in the rendered prompt, where that is more than its placeholder
     repeated num_tokens times.
+    features: of a picture, where the tower has run on it before; `inputs` then need no pixels.
 
     Example: EncodedMedia(key="9f2c…", inputs={"pixel_values": [1, 3, 336, 336]}, num_tokens=576)
     """
@@ -23,6 +56,7 @@ class EncodedMedia:
     inputs: dict[str, Tensor]
     num_tokens: int
     text: str | None = None
+    features: Features | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from mmalign.attention.tree import Tree, make_tree
 from mmalign.errors import DataError
 from mmalign.models.families import Family
-from mmalign.scoring.candidates import CandidateBatch, Condition, EncodedMedia
+from mmalign.scoring.candidates import CandidateBatch, Condition, EncodedMedia, Features
 
 Layout = Literal["padded", "shared_prefix"]
 
@@ -34,6 +34,8 @@ class Plan:
     positions: [A, R, S] or None where the model's own are right.
     images, videos: processor tensors of the pictures and clips to encode; image_order,
         video_order: which of their features fill each place, in row order.
+    features: of the same pictures, where the tower has run on them before; `images` then holds
+        what is not pixels.
     source: [K] index into the R*S hidden states; target: [K] token ids; candidate, offset: [K],
         where each score goes in the [N, T] result.
     last: [N] index into the R*S hidden states of each candidate's last token.
@@ -52,6 +54,7 @@ class Plan:
     positions: Tensor | None
     images: dict[str, Tensor]
     image_order: Tensor
+    features: tuple[Features, ...]
     videos: dict[str, Tensor]
     video_order: Tensor
     source: Tensor
@@ -73,6 +76,8 @@ class Plan:
                 return value.to(device)
             if isinstance(value, dict):
                 return {key: item.to(device, non_blocking=True) for key, item in value.items()}
+            if isinstance(value, tuple):
+                return tuple(item.to(device) for item in value)
             return value
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
@@ -138,15 +143,10 @@ def make_plan(
             candidate += [index] * len(response)
             offset += range(len(response))
             last[index] = stop - 1
-    images, image_order = _media(
-        [group.condition.images for group in groups],
-        family.image_inputs,
-        unique=shared,
-        num_pieces=family.num_pieces,
+    pictures, image_order = _places(
+        [group.condition.images for group in groups], unique=shared, num_pieces=family.num_pieces
     )
-    videos, video_order = _media(
-        [group.condition.videos for group in groups], family.video_inputs, unique=shared
-    )
+    clips, video_order = _places([group.condition.videos for group in groups], unique=shared)
     mask = torch.zeros(len(batch.candidates), max(offset) + 1, dtype=torch.bool)
     mask[candidate, offset] = True
     input_ids, branch = input_ids.view(rows, width), branch.view(rows, width)
@@ -176,9 +176,10 @@ def make_plan(
         windowed=windowed,
         tree=tree,
         positions=positions,
-        images=images,
+        images=_inputs(pictures, family.image_inputs),
         image_order=torch.tensor(image_order, dtype=torch.long),
-        videos=videos,
+        features=_features(pictures),
+        videos=_inputs(clips, family.video_inputs),
         video_order=torch.tensor(video_order, dtype=torch.long),
         source=torch.tensor(source),
         target=torch.tensor(target),
@@ -239,14 +240,13 @@ def _check_media(condition: Condition, kind: str, token_id: int | None, num_feat
         )
 
 
-def _media(
+def _places(
     rows: Sequence[tuple[EncodedMedia, ...]],
-    names: tuple[str, ...],
     *,
     unique: bool,
     num_pieces: Callable[[Mapping[str, Tensor]], int] | None = None,
-) -> tuple[dict[str, Tensor], list[int]]:
-    """Processor tensors to encode, each distinct picture once if `unique`, and the fill order.
+) -> tuple[list[EncodedMedia], list[int]]:
+    """What is to be encoded, each distinct picture once if `unique`, and the fill order.
 
     The order runs over rows of the tower's output, of which a picture has one or `num_pieces`.
     """
@@ -257,14 +257,31 @@ def _media(
     for row in rows:
         for media in row:
             if not unique or media.key not in pieces_of:
-                size = 1 if num_pieces is None else num_pieces(media.inputs)
+                if media.features is not None:
+                    size = media.features.num_pieces
+                else:
+                    size = 1 if num_pieces is None else num_pieces(media.inputs)
                 pieces_of[media.key] = range(count, count + size)
                 count += size
                 chosen.append(media)
             order += pieces_of[media.key]
+    return chosen, order
+
+
+def _inputs(chosen: Sequence[EncodedMedia], names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Processor tensors of several pictures or clips as one; none where there are no media."""
     if not chosen:
-        return {}, []
-    return {name: joined(name, [media.inputs[name] for media in chosen]) for name in names}, order
+        return {}
+    whole = chosen[0].features is None
+    present = [name for name in names if whole or name in chosen[0].inputs]
+    return {name: joined(name, [media.inputs[name] for media in chosen]) for name in present}
+
+
+def _features(chosen: Sequence[EncodedMedia]) -> tuple[Features, ...]:
+    found = tuple(media.features for media in chosen if media.features is not None)
+    # A model takes pixels of all its pictures or features of all.
+    assert len(found) in (0, len(chosen))
+    return found
 
 
 def joined(name: str, tensors: Sequence[Tensor]) -> Tensor:

@@ -24,6 +24,8 @@ from mmalign.scoring.blank import (
     image_features,
     video_features,
 )
+from mmalign.scoring.candidates import EncodedMedia, Features
+from mmalign.scoring.features import features_of, joined_features, without_pixels
 from mmalign.scoring.logps import token_logps, token_logps_and_kl
 from mmalign.scoring.plan import Plan
 
@@ -55,15 +57,18 @@ class Scorer(nn.Module):
 
     def forward(
         self,
-        plan: Plan,
+        plan: Plan | EncodedMedia,
         *,
         competitor: bool = False,
         distributions: bool = False,
         rewards: bool = False,
         against: Distributions | None = None,
         kl_of: Tensor | None = None,
-    ) -> TokenScores:
+    ) -> TokenScores | Features:
         """Scores of every candidate of the plan, in candidate order, float32 nats.
+
+        Given a picture instead of a plan: its features, in the dtype that the model makes them in.
+        They are asked for here because wrapped weights are whole in `forward` alone.
 
         competitor, distributions, rewards: also give TokenScores' fields of these names; rewards
             take a model with a reward head.
@@ -71,6 +76,8 @@ class Scorer(nn.Module):
             candidates numbered in `kl_of`, [C] int64.
         """
         body, head = body_and_head(self.model)
+        if isinstance(plan, EncodedMedia):
+            return features_of(image_features(body, plan.inputs))
         hidden = self._hidden(body, plan)
         states = hidden.reshape(-1, hidden.shape[-1])[plan.source]
         competitors = kl = None
@@ -136,35 +143,26 @@ class Scorer(nn.Module):
 
     def _hidden(self, body: nn.Module, plan: Plan) -> Tensor:
         """Last hidden states, [R, S, H]."""
-        # Made before the language model runs, so that every process meets the tower's layers
-        # first, and last in the backward pass.
-        nothing: list[Tensor] = []
         if plan.layout == "padded":
             assert plan.attention is not None
-            if self.blank.images and not plan.images:
-                nothing.append(counted_as_nothing(image_features(body, self.blank.images)))
-            if self.blank.videos and not plan.videos:
-                nothing.append(counted_as_nothing(video_features(body, self.blank.videos)))
+            media: dict[str, Any] = {**plan.images, **plan.videos}
+            if plan.features:
+                # The model refuses pixels beside features, also where they are of clips.
+                encoded, nothing = self._encoded(body, plan)
+                media = without_pixels(media) | {"mm_encoder_outputs": encoded}
+            else:
+                nothing = self._blank_images(body, plan) + self._blank_videos(body, plan)
             hidden = body(
                 input_ids=plan.input_ids,
                 attention_mask=plan.attention.long(),
                 use_cache=False,
-                **plan.images,
-                **plan.videos,
+                **media,
                 **self._token_types(plan),
             ).last_hidden_state
             return sum(nothing, hidden)
         positions = plan.positions
         assert positions is not None
-        encoded: dict[str, Any] = {}
-        if plan.images:
-            encoded["image"] = _in_order(image_features(body, plan.images), plan.image_order)
-        elif self.blank.images:
-            nothing.append(counted_as_nothing(image_features(body, self.blank.images)))
-        if plan.videos:
-            encoded["video"] = _in_order(video_features(body, plan.videos), plan.video_order)
-        elif self.blank.videos:
-            nothing.append(counted_as_nothing(video_features(body, self.blank.videos)))
+        encoded, nothing = self._encoded(body, plan)
         hidden = body(
             input_ids=plan.input_ids,
             position_ids=positions if len(positions) > 1 else positions[0],
@@ -173,6 +171,32 @@ class Scorer(nn.Module):
             **({"mm_encoder_outputs": encoded} if encoded else {}),
         ).last_hidden_state
         return sum(nothing, hidden)
+
+    def _encoded(self, body: Any, plan: Plan) -> tuple[dict[str, Any], list[Tensor]]:
+        """Features of pictures and clips in the order of their places, and what blanks add.
+
+        The tower runs on what has no features yet: before the language model, so that every
+        process meets the tower's layers first, and last in the backward pass.
+        """
+        encoded: dict[str, Any] = {}
+        if plan.features:
+            encoded["image"] = _in_order(joined_features(plan.features), plan.image_order)
+        elif plan.images:
+            encoded["image"] = _in_order(image_features(body, plan.images), plan.image_order)
+        nothing = self._blank_images(body, plan)
+        if plan.videos:
+            encoded["video"] = _in_order(video_features(body, plan.videos), plan.video_order)
+        return encoded, nothing + self._blank_videos(body, plan)
+
+    def _blank_images(self, body: Any, plan: Plan) -> list[Tensor]:
+        if plan.images or plan.features or not self.blank.images:
+            return []
+        return [counted_as_nothing(image_features(body, self.blank.images))]
+
+    def _blank_videos(self, body: Any, plan: Plan) -> list[Tensor]:
+        if plan.videos or not self.blank.videos:
+            return []
+        return [counted_as_nothing(video_features(body, self.blank.videos))]
 
     def _token_types(self, plan: Plan) -> dict[str, Tensor]:
         if self.family.token_types is None:

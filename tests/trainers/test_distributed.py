@@ -28,15 +28,25 @@ def reference_scores(run: Path) -> dict[str, torch.Tensor]:
     return {name: row.logps for name, row in stored.items()}
 
 
+def stored_features(run: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a run that kept its pictures' features in its own folder, and how many."""
+    found = [load_file(file) for file in (run / "features").glob("*/pictures-*.safetensors")]
+    together = {name: tensor for file in found for name, tensor in file.items()}
+    assert len(together) == sum(map(len, found))
+    return together
+
+
 @pytest.mark.parametrize("rows", [9, 1])
 def test_two_processes_equal_one(recipe, tmp_path: Path, rows: int):
     """Where a pass over all rows gives one process more of them, or another none.
 
-    The command is the one of docs/train.md; the shipped configs are run by test_sharded.py.
+    Both train from stored features, each made by one process. The command is the one of
+    docs/train.md; the shipped configs are run by test_sharded.py.
     """
     sections = {
         "data": {"limit": rows},
         "reference": "cached",
+        "features": {"cap_gb": 1, "folder": str(tmp_path / "one" / "features")},
         "optim": {"steps": 4, "micro_batch_size": 1, "epsilon": 1e-3},
         "run": {"output": str(tmp_path / "one"), "save_every_steps": 2, "log_every_steps": 1},
     }
@@ -48,6 +58,7 @@ def test_two_processes_equal_one(recipe, tmp_path: Path, rows: int):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     folder = tmp_path / "two"
     overrides = [f"run.output={folder}", f"reference_cache={folder / 'reference'}"]
+    overrides.append(f"features.folder={folder / 'features'}")
     done = subprocess.run(
         [sys.executable, *LAUNCH, str(file), *overrides],
         env=environment,
@@ -65,6 +76,10 @@ def test_two_processes_equal_one(recipe, tmp_path: Path, rows: int):
     assert list(stored[0]) == list(stored[1])
     assert len(stored[0]) == rows
     assert all(torch.allclose(stored[0][n], stored[1][n], atol=1e-5) for n in stored[0])
+    features = [stored_features(folder) for folder in found]
+    assert len(features[0]) == 2 * rows
+    assert features[0].keys() == features[1].keys()
+    assert all(torch.equal(features[0][n], features[1][n]) for n in features[0])
     metrics = [
         [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         for folder in found

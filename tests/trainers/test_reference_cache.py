@@ -22,12 +22,13 @@ from mmalign.scoring.scorer import Scorer
 from mmalign.store import content_hash, open_dataset, write_dataset
 from trainers.config import Recipe
 from trainers.directory import RunDirectory
+from trainers.keyed_folder import KEY
 from trainers.loop import train
 from trainers.objectives.pair import PairObjective
 from trainers.precompute import precompute
 from trainers.reference_cache import Cached
 from trainers.reference_key import weights_hash
-from trainers.reference_store import KEY, ReferenceCache
+from trainers.reference_store import ReferenceCache
 from trainers.setup import set_up
 
 ROWS = 6

@@ -125,6 +125,10 @@ def runs(tiny_model: Path, pairs: Path, tmp_path_factory) -> dict[str, Run]:
         "frozen_tower": Run(
             mixed | {"model": {"path": str(clips), "lora": LORA | {"targets": HEAD}} | frames}
         ),
+        # Pictures' features are stored, clips go through the tower.
+        "features": Run(
+            mixed | {"model": {"path": str(clips), "lora": LORA} | frames, "features": {}}
+        ),
         "not_finite": Run({"model": full, "reference": "cached"}, flags="!2"),
     }
 
@@ -144,6 +148,9 @@ def make(tiny_model: Path, pairs: Path) -> Callable[..., Recipe]:
         if values.get("reference") == "cached":
             # Made under each engine anew, and not read from where another left them.
             values["reference_cache"] = str(output.with_name(f"{output.name}-scores"))
+        if "features" in values:
+            folder = str(output.with_name(f"{output.name}-features"))
+            values["features"] = {"cap_gb": 1, "folder": folder}
         return Recipe.model_validate(values)
 
     return made
@@ -195,7 +202,7 @@ def refuses(folder: Path, name: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "name", ["adapter_off", "cached", "bf16", "frozen_copy", "mixed", "frozen_tower"]
+    "name", ["adapter_off", "cached", "bf16", "frozen_copy", "mixed", "frozen_tower", "features"]
 )
 def test_two_processes_equal_one(alone: Path, together: Path, runs, name: str):
     """In losses, gradients and weights, also of runs that were left and resumed (@2)."""
@@ -230,6 +237,16 @@ def test_the_mixed_runs_hold_what_would_hang(alone: Path, name: str):
     assert {*survey["kinds"]} == {"image", "video", "text"}
     beside = [{survey["kinds"][cut[0]] for cut in cuts} for cuts in zip(*shares, strict=True)]
     assert any(len(kinds) == 2 and "text" in kinds for kinds in beside), beside
+
+
+def test_two_processes_store_the_features_of_one(alone: Path, together: Path):
+    stored = []
+    for folder in (alone, together):
+        files = (folder / "features-features").glob("*/pictures-*.safetensors")
+        stored.append({name: tensor for file in files for name, tensor in load_file(file).items()})
+    assert len(stored[0]) == 4
+    assert stored[0].keys() == stored[1].keys()
+    assert all(torch.equal(stored[0][name], stored[1][name]) for name in stored[0])
 
 
 def test_a_run_left_under_fsdp_ends_alone_as_if_never_left(

@@ -59,11 +59,13 @@ def test_a_blank_is_made_where_processes_wait_in_the_tower_and_rows_differ(
     policy = load_policy(
         ModelConfig(path=str(tiny_model), train=TrainParts(vision=vision, projector=vision))
     )
-    blank = blank_for(accelerator, policy, ["image", "text"])
+    blank = blank_for(accelerator, policy, ["image", "text"], stored=False)
     assert bool(blank.images) == images
     assert not blank.videos
-    assert not blank_for(accelerator, policy, ["image", "image"]).images
-    assert not blank_for(accelerator, policy, ["text", "text"]).images
+    assert not blank_for(accelerator, policy, ["image", "image"], stored=False).images
+    assert not blank_for(accelerator, policy, ["text", "text"], stored=False).images
+    # The tower runs on no picture then.
+    assert not blank_for(accelerator, policy, ["image", "text"], stored=True).images
 
 
 def test_weights_in_pieces_take_one_layout():
