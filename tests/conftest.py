@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -20,3 +21,12 @@ def real() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("set MMALIGN_REAL to a folder of photographs and benchmark files")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def untouched_logger() -> None:
+    """Each test finds the logger as importing leaves it, whatever an earlier one configured."""
+    logger = logging.getLogger("mmalign")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
