@@ -31,6 +31,7 @@ bench: setup  ## Measure speed on the CPU: the tables of docs/benchmarks.md
 	$(BIN)/python scripts/bench/pairs.py --work long --rounds 2 --steps 4
 	$(BIN)/python scripts/bench/pairs.py --work rdpo --rounds 3
 	$(BIN)/python scripts/bench/pairs.py --work lora --rounds 3
+	$(BIN)/python scripts/bench/pairs.py --work ranking --rounds 3 --batch 2
 	$(BIN)/python scripts/bench/steps.py layouts --rounds 3
 	$(BIN)/python scripts/bench/steps.py many --rounds 5
 	$(BIN)/python scripts/bench/steps.py floor --rounds 5

@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import sys
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,9 @@ from mmalign.errors import EngineError, MissingExtra
 
 # So often an item may be begun: a death may be the machine's fault, three are the item's.
 MAX_STARTS = 3
+# What Ray Data calls its threads in this process, and how long they may take to end.
+_RAY_THREADS = ("iter_threaded", "StreamingExecutor")
+_SECONDS_TO_END = 30.0
 # For a cluster of our own. Ray reads the second when it is imported; it makes it listen on the
 # loopback address only, as is Ray's default on macOS, from which the variable has its name.
 _OWN_CLUSTER = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
@@ -75,6 +79,7 @@ def cluster(engine: RayEngine) -> Iterator[None]:
         _check_room(ray, engine)
         yield
     finally:
+        _let_threads_end()
         ray.shutdown()
 
 
@@ -220,6 +225,17 @@ def _import_ray(engine: RayEngine) -> Any:
             fix="install it: pip install 'mmalign[ray]'",
         ) from None
     return ray
+
+
+def _let_threads_end() -> None:
+    """Wait for the threads of a dataset that was closed before its end.
+
+    Ray Data does not. One that asked the cluster after its shutdown would have Ray end this process
+    on the spot, and the error that closed the dataset would never be told.
+    """
+    for thread in threading.enumerate():
+        if thread.name.startswith(_RAY_THREADS):
+            thread.join(_SECONDS_TO_END)
 
 
 def _gpus_per_worker(ray: Any, engine: RayEngine) -> float:

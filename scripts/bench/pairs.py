@@ -1,6 +1,6 @@
 """One DPO step, ours against TRL's DPOTrainer: same small LLaVA, pictures, text and steps.
 
-    python scripts/bench/pairs.py [--work short|long|rdpo|lora] [--rounds 3] [--steps 6]
+    python scripts/bench/pairs.py [--work short|long|rdpo|lora|ranking] [--rounds 3] [--steps 6]
 
 Every cell is a process of its own; rounds are interleaved (a, b, c, a, b, c, …) and medians of the
 step time are printed with ratios to the first mode.
@@ -14,6 +14,7 @@ shared-cached: the same with the reference's scores stored; that pass is not in 
 short: 256 picture tokens, 16 to 40 words of prompt, 24 to 104 of response. long: 576 picture
 tokens, 50 words, responses of 100. rdpo: `short` with a contrast picture, no TRL (it has no such
 loss; `padded` is the concatenated step). lora: `short` with LoRA, the reference by adapter-off.
+ranking: `short` with four responses to a prompt, which are six pairs for TRL and one row for us.
 TRL's times leave its collation out; ours hold the making of the batch. float32, AdamW.
 """
 
@@ -25,7 +26,9 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 from common import (
     Memory,
@@ -53,6 +56,7 @@ class Work:
     response: tuple[int, int]
     loss: str = "dpo"
     lora: bool = False
+    responses: int = 2
 
 
 WORKS = {
@@ -60,6 +64,7 @@ WORKS = {
     "long": Work(336, (50, 50), (100, 100)),
     "rdpo": Work(224, (16, 40), (24, 104), loss="rdpo"),
     "lora": Work(224, (16, 40), (24, 104), lora=True),
+    "ranking": Work(224, (16, 40), (24, 104), responses=4),
 }
 LORA = {"rank": 16, "alpha": 32}
 TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -73,8 +78,7 @@ def make_rows(work: Work, count: int) -> list[dict]:
             "image": shown[2 * number],
             "contrast": shown[2 * number + 1],
             "prompt": words(rng, rng.randint(*work.prompt)),
-            "chosen": words(rng, rng.randint(*work.response)),
-            "rejected": words(rng, rng.randint(*work.response)),
+            "responses": [words(rng, rng.randint(*work.response)) for _ in range(work.responses)],
         }
         for number in range(count)
     ]
@@ -95,12 +99,14 @@ def run_trl(work: Work, folder: Path, steps: int, batch: int, device: str, compa
             {
                 "images": [row["image"]],
                 "prompt": f"<s>USER: <image>\n{row['prompt']} ASSISTANT:",
-                "chosen": f" {row['chosen']}</s>",
-                "rejected": f" {row['rejected']}</s>",
+                "chosen": f" {chosen}</s>",
+                "rejected": f" {rejected}</s>",
             }
             for row in make_rows(work, batch * steps)
+            for chosen, rejected in combinations(row["responses"], 2)
         ]
     )
+    pairs = len(dataset) // steps
     count = 1 if work.lora else 2
     model, *reference = (AutoModelForImageTextToText.from_pretrained(folder) for _ in range(count))
     model.model.vision_tower.requires_grad_(False)
@@ -136,7 +142,7 @@ def run_trl(work: Work, folder: Path, steps: int, batch: int, device: str, compa
             model=model,
             ref_model=reference[0] if reference else None,
             args=DPOConfig(
-                output_dir=out, per_device_train_batch_size=batch, max_steps=steps,
+                output_dir=out, per_device_train_batch_size=pairs, max_steps=steps,
                 learning_rate=1e-5, lr_scheduler_type="constant", warmup_steps=0,
                 logging_steps=1, report_to=[], use_cpu=device == "cpu", bf16=False,
                 gradient_checkpointing=False, max_length=None, beta=0.1, max_grad_norm=1.0,
@@ -151,10 +157,26 @@ def run_trl(work: Work, folder: Path, steps: int, batch: int, device: str, compa
     return {"seconds": seconds[1:], "losses": losses, "peak_mb": memory.growth()}
 
 
+def make_record(work: Work, number: int, row: dict) -> Any:
+    from mmalign.media import embed
+    from mmalign.records import Preference, RankedResponse, Ranking, user
+
+    known = {
+        "id": f"{number:04d}",
+        "prompt": user(row["prompt"], images=1),
+        "images": (embed(row["image"]),),
+    }
+    if work.responses > 2:
+        responses = [RankedResponse(text=text, rank=n) for n, text in enumerate(row["responses"])]
+        return Ranking(**known, responses=tuple(responses))
+    chosen, rejected = row["responses"]
+    contrast = (embed(row["contrast"]),) if work.loss == "rdpo" else ()
+    return Preference(**known, chosen=chosen, rejected=rejected, contrast_images=contrast)
+
+
 def run_ours(work: Work, folder: Path, steps: int, batch: int, mode: str) -> dict:
     from mmalign.config import validate
-    from mmalign.media import embed
-    from mmalign.records import Preference, user
+    from mmalign.records import Preference, Ranking
     from mmalign.store import write_dataset
     from trainers import sampler
     from trainers.config import Recipe
@@ -166,21 +188,9 @@ def run_ours(work: Work, folder: Path, steps: int, batch: int, mode: str) -> dic
     )
     device = "cpu"
     with tempfile.TemporaryDirectory() as out:
-        write_dataset(
-            Path(out) / "pairs",
-            Preference,
-            [
-                Preference(
-                    id=f"{number:04d}",
-                    prompt=user(row["prompt"], images=1),
-                    images=(embed(row["image"]),),
-                    chosen=row["chosen"],
-                    rejected=row["rejected"],
-                    contrast_images=(embed(row["contrast"]),) if work.loss == "rdpo" else (),
-                )
-                for number, row in enumerate(make_rows(work, batch * steps))
-            ],
-        )
+        kind: Any = Preference if work.responses == 2 else Ranking
+        rows = [make_record(work, n, row) for n, row in enumerate(make_rows(work, batch * steps))]
+        write_dataset(Path(out) / "pairs", kind, rows)
         reference = "adapter_off" if work.lora else "frozen_copy"
         recipe = validate(
             {
@@ -199,7 +209,8 @@ def run_ours(work: Work, folder: Path, steps: int, batch: int, mode: str) -> dic
         memory, seconds, losses = Memory(device), [], []
         for event in train(recipe):
             if isinstance(event, Stepped):
-                seconds.append(batch / event.metrics["train/pairs_per_second"])
+                unit = "pairs" if kind is Preference else "rankings"
+                seconds.append(batch / event.metrics[f"train/{unit}_per_second"])
                 losses.append(event.metrics["train/loss"])
                 if event.step == 1:
                     memory.reset()
@@ -244,7 +255,7 @@ def main() -> None:
     base = modes[0]
     print(f"\n{' '.join(sys.argv)}\n{machine('cpu', args.threads)}")
     print(
-        f"{args.work}: {args.batch} pairs a step, median of {args.rounds} interleaved rounds of "
+        f"{args.work}: {args.batch} rows a step, median of {args.rounds} interleaved rounds of "
         f"{args.steps - 1} steps; baseline {base}\n"
     )
     ground, room = median_seconds(found[base]), median_of(found[base], "peak_mb")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,3 +136,21 @@ def test_more_workers_than_gpus_are_refused_on_a_cluster_of_our_own(
 def test_jobs_do_not_import_ray(repo_root: Path) -> None:
     code = "import sys, mmalign.jobs, mmalign.on_ray; assert 'ray' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=repo_root)
+
+
+def test_no_thread_of_rays_asks_a_cluster_that_is_shut_down(monkeypatch):
+    # Ray Data leaves one behind when a dataset is closed early, as by an error; and for one that
+    # asks too late, Ray ends the whole process.
+    thread = threading.Thread(target=time.sleep, args=(0.3,), name="iter_threaded")
+    alive = []
+    ray = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **_: None,
+        cluster_resources=lambda: {"CPU": 2},
+        shutdown=lambda: alive.append(thread.is_alive()),
+    )
+    monkeypatch.setattr(on_ray, "_import_ray", lambda engine: ray)
+    with pytest.raises(KeyError), RayEngine(workers=2).open():
+        thread.start()
+        raise KeyError
+    assert alive == [False]
