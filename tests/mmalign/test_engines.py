@@ -150,7 +150,6 @@ def test_no_thread_of_rays_asks_a_cluster_that_is_shut_down(monkeypatch):
         shutdown=lambda: alive.append(thread.is_alive()),
     )
     monkeypatch.setattr(on_ray, "_import_ray", lambda engine: ray)
-    with pytest.raises(KeyError), RayEngine(workers=2).open():
+    with RayEngine(workers=2).open():
         thread.start()
-        raise KeyError
     assert alive == [False]
