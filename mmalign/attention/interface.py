@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmalign.attention.tree import Kernel, Tree, tree_attention
+from mmalign.models.unread import tell
 
 # As it stands in transformers' table of attention functions.
 NAME = "mmalign"
@@ -39,14 +40,17 @@ def attend(
     *,
     scaling: float | None = None,
     packed: Packed | None = None,
+    read: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """What a layer calls: `packed` where the scorer gave one, else transformers' SDPA.
 
     query: [1, H, S, D] of one packed row; key, value: [1, Hk, S, D]. Returns [1, S, H, D].
-    `packed` travels as a keyword through the model, so that a checkpointed layer that runs again
-    in the backward pass runs as it did before.
+    read: [K], the rows that are read after the last layer (`mmalign.models.unread`).
+    Both travel as keywords through the model, so that a checkpointed layer that runs again in the
+    backward pass runs as it did before.
     """
+    tell(module, read)
     if packed is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

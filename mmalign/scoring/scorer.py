@@ -16,6 +16,7 @@ from mmalign.models.families import Family
 from mmalign.models.lean import make_lean
 from mmalign.models.load import base_model
 from mmalign.models.reward_head import head_of, rewards_of
+from mmalign.models.unread import skip_unread
 from mmalign.scores import Distributions, TokenScores
 from mmalign.scoring.blank import (
     NO_BLANK,
@@ -54,6 +55,7 @@ class Scorer(nn.Module):
         if attention.packs:
             install(base_model(model).get_decoder())
             make_lean(base_model(model).get_decoder())
+            skip_unread(base_model(model).get_decoder())
 
     def forward(
         self,
@@ -210,7 +212,9 @@ class Scorer(nn.Module):
             assert self.attention.packed is not None, "the plan is packed, the attention is not"
             # transformers passes a mask of four dimensions on as it is, and `attend` reads none.
             unread = plan.is_image.new_ones(1, 1, 1, 1)
-            return {"attention_mask": unread, "packed": self.attention.packed(plan.tree)}
+            packed = self.attention.packed(plan.tree)
+            read = torch.unique(torch.cat([plan.source, plan.last]))
+            return {"attention_mask": unread, "packed": packed, "read": read}
         assert plan.attention is not None
         mask = self._as_taken(body, plan.attention)
         if plan.windowed is None:
