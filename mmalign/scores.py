@@ -54,6 +54,19 @@ class TokenScores:
         return self.mask.sum(-1)
 
 
+# No slots: see TokenScores.
+@dataclass(frozen=True, kw_only=True)
+class DenoiseScores:
+    """How well N noised images were denoised.
+
+    errors: [N] float32; mean squared error of the prediction over a latent's channels and places,
+        times the weight of its timestep where one was asked for. The images of a pair share
+        timestep and noise, and so do policy and reference.
+    """
+
+    errors: Tensor
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairTable:
     """Which candidates of a batch form which pair: indices into the candidates, each [P] int64.
