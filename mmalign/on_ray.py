@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import socket
 import sys
 import threading
 import traceback
@@ -27,6 +28,7 @@ from mmalign.errors import EngineError, MissingExtra
 
 # So often an item may be begun: a death may be the machine's fault, three are the item's.
 MAX_STARTS = 3
+SECONDS_TO_CONNECT = 10.0
 # What Ray Data calls its threads in this process, and how long they may take to end.
 _RAY_THREADS = ("iter_threaded", "StreamingExecutor")
 _SECONDS_TO_END = 30.0
@@ -57,6 +59,7 @@ def cluster(engine: RayEngine) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _check_address(engine)
     try:
         if engine.address is None:
             # GPUs are found; CPUs are only counted, so there are as many as are wanted.
@@ -225,6 +228,21 @@ def _import_ray(engine: RayEngine) -> Any:
             fix="install it: pip install 'mmalign[ray]'",
         ) from None
     return ray
+
+
+def _check_address(engine: RayEngine) -> None:
+    """Raise EngineError where nothing listens at host:port, which Ray would try for minutes."""
+    host, _, port = (engine.address or "").rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS_TO_CONNECT).close()
+    except OSError as error:
+        raise EngineError(
+            f"no Ray cluster answers ({error.strerror or error})",
+            where=f"engine.address={engine.address}",
+            fix="start one with `ray start --head`, or leave engine.address out",
+        ) from None
 
 
 def _let_threads_end() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import socket
 import subprocess
 import sys
 import threading
@@ -153,3 +154,14 @@ def test_no_thread_of_rays_asks_a_cluster_that_is_shut_down(monkeypatch):
     with RayEngine(workers=2).open():
         thread.start()
     assert alive == [False]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_an_address_where_nothing_listens_is_told_at_once(host):
+    pytest.importorskip("ray")
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # Held, so that nobody listens there meanwhile.
+        address = f"{host}:{held.getsockname()[1]}"
+        with pytest.raises(EngineError, match="no Ray cluster answers") as caught:
+            RayEngine(address=address).open().__enter__()
+    assert address in str(caught.value)
