@@ -1,0 +1,1 @@
+"""Diffusion models: noise, the parts of a pipeline, and how errors are read."""

@@ -1,0 +1,283 @@
+"""Load a diffusers pipeline in parts: what encodes first, what trains after it has left memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import PositiveInt
+
+from mmalign.config import Strict
+from mmalign.diffusion.backbones import Backbone, backbone_of
+from mmalign.diffusion.schedule import Schedule, schedule_of
+from mmalign.errors import MissingExtra, ModelError
+from mmalign.models.lora import first_line
+
+if TYPE_CHECKING:
+    from torch import nn
+
+INDEX = "model_index.json"
+ADAPTER = "pytorch_lora_weights.safetensors"
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class ImageLora(Strict):
+    """A low-rank adapter on the backbone's attention; scaled by alpha / rank, alpha = rank if None.
+
+    targets: None for the backbone's own (query, key, value and output projections).
+    """
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt | None = None
+    targets: tuple[str, ...] | None = None
+
+
+class DiffusionConfig(Strict):
+    """Where a diffusion pipeline comes from and how it is loaded.
+
+    path: a local folder, or a hub name. adapter: a folder with a LoRA to put on it, for sampling.
+    vae: another VAE, such as the SDXL one that float16 does not overflow.
+    dtype: of the backbone; what trains itself must be float32. encoder_dtype: of the text encoders.
+    vae_dtype: float32 unless the VAE is known to bear less.
+    """
+
+    path: str
+    revision: str | None = None
+    adapter: str | None = None
+    vae: str | None = None
+    dtype: Dtype = "float32"
+    encoder_dtype: Dtype = "float32"
+    vae_dtype: Dtype = "float32"
+    lora: ImageLora | None = None
+    gradient_checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePolicy:
+    """A backbone that trains, and what it takes to ask it and to save it.
+
+    folder: the pipeline it is part of.
+    """
+
+    model: nn.Module
+    backbone: Backbone
+    schedule: Schedule
+    folder: Path
+
+    def save(self, path: str | Path, weights: dict[str, Any] | None = None) -> None:
+        """Save as diffusers would: with LoRA the adapter for `load_lora_weights`, else a pipeline.
+
+        What did not train is linked from where it was loaded, and copied where it cannot be.
+        weights: the whole state dict, where the model itself holds only a share of it.
+        """
+        path, part = Path(path), self.backbone.part
+        if hasattr(self.model, "peft_config"):
+            from peft.utils import get_peft_model_state_dict
+
+            layers = get_peft_model_state_dict(self.model, weights)
+            metadata = {k: c.to_dict() for k, c in self.model.peft_config.items()}["default"]  # type: ignore[union-attr]
+            _pipeline_class(self.folder).save_lora_weights(
+                str(path),
+                **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": metadata},
+            )
+            return
+        _link_others(self.folder, path, part)
+        if weights is None:
+            self.model.save_pretrained(str(path / part))  # type: ignore[operator]
+            return
+        raise ModelError("a backbone in pieces cannot be saved", where=str(path), fix="use DDP")
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The backbone as it was before training, for as long as the context lasts."""
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
+        self.model.disable_adapters()  # type: ignore[operator]
+        try:
+            yield
+        finally:
+            self.model.enable_adapters()  # type: ignore[operator]
+            for parameter, trains in flags:
+                parameter.requires_grad_(trains)
+
+
+def pipeline_folder(config: DiffusionConfig) -> Path:
+    """The pipeline's folder on this machine, fetched from the hub where it is none.
+
+    Raises ModelError where there is no pipeline, MissingExtra without diffusers.
+    """
+    diffusers = _diffusers()
+    folder = Path(config.path)
+    if not folder.is_dir():
+        try:
+            fetched = diffusers.DiffusionPipeline.download(config.path, revision=config.revision)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"cannot be fetched ({first_line(error)})",
+                where=config.path,
+                fix="check the folder or the hub name",
+            ) from None
+        folder = Path(fetched)
+    if not (folder / INDEX).exists():
+        raise ModelError("holds no pipeline", where=str(folder), wanted=f"a folder with {INDEX}")
+    return folder
+
+
+def load_encoders(config: DiffusionConfig) -> Any:
+    """The pipeline without its backbone: text encoders, VAE, scheduler; frozen."""
+    folder = pipeline_folder(config)
+    part = _backbone(folder).part
+    pipeline = _load(config, folder, **{part: None})
+    # Without its third text encoder SD3 asks the absent transformer how wide the states are.
+    settings = json.loads((folder / part / "config.json").read_text())
+    vars(pipeline)[part] = SimpleNamespace(config=SimpleNamespace(**settings))
+    return pipeline
+
+
+def load_pipeline(config: DiffusionConfig) -> Any:
+    """The whole pipeline, with its adapter, for sampling."""
+    folder = pipeline_folder(config)
+    _backbone(folder)
+    pipeline = _load(config, folder)
+    pipeline.set_progress_bar_config(disable=True)
+    if config.adapter is not None:
+        if not (Path(config.adapter) / ADAPTER).exists():
+            raise ModelError("holds no adapter", where=config.adapter, wanted=ADAPTER)
+        pipeline.load_lora_weights(config.adapter)
+    return pipeline
+
+
+def load_policy(config: DiffusionConfig) -> ImagePolicy:
+    """The backbone alone, ready to train: all of it, or a fresh adapter.
+
+    Raises ModelError for a damaged folder, or a backbone in 16 bits that would train itself.
+    """
+    import torch
+
+    if config.lora is None and config.dtype != "float32":
+        raise ModelError(
+            "the weights that train must be float32, or small updates are rounded away",
+            where="model.dtype",
+            got=config.dtype,
+            fix="use model.dtype=float32 with run.precision=bf16, or train a LoRA: model.lora={}",
+        )
+    if config.adapter is not None:
+        raise ModelError(
+            "model.adapter is for sampling and evaluation",
+            where=config.adapter,
+            fix="merge it into its base first (fuse_lora and save_pretrained of diffusers)",
+        )
+    folder = pipeline_folder(config)
+    backbone = _backbone(folder)
+    diffusers = _diffusers()
+    index = _index(folder)
+    try:
+        kind = getattr(diffusers, index[backbone.part][1])
+        model = kind.from_pretrained(
+            folder, subfolder=backbone.part, torch_dtype=getattr(torch, config.dtype)
+        )
+        scheduler = getattr(diffusers, index["scheduler"][1]).from_pretrained(
+            folder, subfolder="scheduler"
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise _damaged(folder, error) from error
+    model.requires_grad_(config.lora is None)
+    if config.lora is not None:
+        from peft import LoraConfig
+
+        model.add_adapter(
+            LoraConfig(
+                r=config.lora.rank,
+                lora_alpha=config.lora.alpha or config.lora.rank,
+                init_lora_weights="gaussian",
+                target_modules=list(config.lora.targets or backbone.lora_targets),
+            )
+        )
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    if config.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return ImagePolicy(
+        model=model, backbone=backbone, schedule=schedule_of(scheduler), folder=folder
+    )
+
+
+def _load(config: DiffusionConfig, folder: Path, **parts: Any) -> Any:
+    import torch
+
+    diffusers = _diffusers()
+    backbone = _backbone(folder)
+    dtypes = {
+        "default": getattr(torch, config.encoder_dtype),
+        "vae": getattr(torch, config.vae_dtype),
+        backbone.part: getattr(torch, config.dtype),
+    }
+    kind = getattr(diffusers, backbone.pipeline)
+    # diffusers wants to hear again of each part that a pipeline was saved without.
+    absent = {n: None for n, v in _index(folder).items() if isinstance(v, list) and v[0] is None}
+    parts = absent | parts
+    try:
+        if config.vae is not None:
+            vae = diffusers.AutoencoderKL.from_pretrained(config.vae, torch_dtype=dtypes["vae"])
+            parts |= {"vae": vae}
+        pipeline = kind.from_pretrained(folder, torch_dtype=dtypes, **parts)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise _damaged(folder, error) from error
+    for part in pipeline.components.values():
+        if hasattr(part, "requires_grad_"):
+            part.requires_grad_(False)
+    return pipeline
+
+
+def _backbone(folder: Path) -> Backbone:
+    return backbone_of(str(_index(folder).get("_class_name")), str(folder))
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / INDEX).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _pipeline_class(folder: Path) -> Any:
+    return getattr(_diffusers(), _backbone(folder).pipeline)
+
+
+def _damaged(folder: Path, error: BaseException) -> ModelError:
+    return ModelError(
+        f"cannot be loaded ({first_line(error)})",
+        where=str(folder),
+        fix="check the path; a half-copied folder has to be copied again",
+    )
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError:
+        raise MissingExtra(
+            "diffusion models need diffusers", fix="pip install 'mmalign[diffusion]'"
+        ) from None
+    return diffusers
+
+
+def _link_others(source: Path, target: Path, part: str) -> None:
+    """All files of a pipeline but those of `part`, as further names of the same bytes."""
+    for file in sorted(source.rglob("*")):
+        place = file.relative_to(source)
+        if file.is_dir() or place.parts[0] == part or place.parts[0].startswith("."):
+            continue
+        (target / place).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file.resolve(), target / place)
+        except OSError:
+            shutil.copyfile(file, target / place)

@@ -1,0 +1,206 @@
+"""Small pipelines with random weights, of the real classes, saved like any other: for tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import PositiveInt
+
+from mmalign.config import Strict
+
+_START, _END = "<|startoftext|>", "<|endoftext|>"
+_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+class TinyPipeline(Strict):
+    """A small pipeline of one of the known classes.
+
+    words: become one token each; other text is spelled. channels: width of the backbone's first
+    level. image_size: pixels, of which a latent has half on each side.
+    """
+
+    output: Path
+    pipeline: Literal["sdxl", "sd", "sd3"] = "sdxl"
+    words: tuple[str, ...] = ()
+    channels: PositiveInt = 16
+    image_size: PositiveInt = 32
+    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    seed: int = 0
+
+    def build(self) -> Path:
+        """Write the pipeline to `output`, as `from_pretrained` reads it."""
+        import torch
+
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            pipeline = {"sdxl": _sdxl, "sd": _sd, "sd3": _sd3}[self.pipeline](self)
+        pipeline.save_pretrained(self.output)
+        return self.output
+
+
+def _sdxl(config: TinyPipeline) -> Any:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    tokenizer = _tokenizer(config)
+    return StableDiffusionXLPipeline(
+        vae=_vae(config),
+        text_encoder=_text(tokenizer, projected=False, hidden_act="quick_gelu"),
+        text_encoder_2=_text(tokenizer, projected=True, hidden_act="gelu"),
+        tokenizer=tokenizer,
+        tokenizer_2=_tokenizer(config),
+        unet=_unet(
+            config,
+            cross_attention_dim=64,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=32 + 6 * 8,
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+        ),
+        scheduler=EulerDiscreteScheduler(**_SCHEDULE, prediction_type=config.prediction),
+        add_watermarker=False,
+    )
+
+
+def _sd(config: TinyPipeline) -> Any:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    tokenizer = _tokenizer(config)
+    return StableDiffusionPipeline(
+        vae=_vae(config),
+        text_encoder=_text(tokenizer, projected=False, hidden_act="quick_gelu"),
+        tokenizer=tokenizer,
+        unet=_unet(config, cross_attention_dim=32),
+        scheduler=DDIMScheduler(
+            **_SCHEDULE, prediction_type=config.prediction, clip_sample=False, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _sd3(config: TinyPipeline) -> Any:
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+
+    tokenizer = _tokenizer(config)
+    transformer = SD3Transformer2DModel(
+        sample_size=config.image_size // 2,
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        caption_projection_dim=32,
+        joint_attention_dim=64,
+        pooled_projection_dim=64,
+        pos_embed_max_size=config.image_size // 4,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(config, shift_factor=0.1),
+        text_encoder=_text(tokenizer, projected=True, hidden_act="quick_gelu"),
+        tokenizer=tokenizer,
+        text_encoder_2=_text(tokenizer, projected=True, hidden_act="gelu"),
+        tokenizer_2=_tokenizer(config),
+        text_encoder_3=None,
+        tokenizer_3=None,
+    )
+
+
+def _vae(config: TinyPipeline, **settings: Any) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=config.image_size,
+        scaling_factor=0.13025,
+        use_quant_conv=True,
+        use_post_quant_conv=True,
+        **settings,
+    )
+
+
+def _unet(config: TinyPipeline, **settings: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    width = config.channels
+    return UNet2DConditionModel(
+        sample_size=config.image_size // 2,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(width, 2 * width),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        norm_num_groups=4,
+        **settings,
+    )
+
+
+def _text(tokenizer: Any, *, projected: bool, hidden_act: str) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return kind(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=77,
+            projection_dim=32,
+            hidden_act=hidden_act,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _tokenizer(config: TinyPipeline) -> Any:
+    """CLIP's byte-level tokenizer with merges for the given words alone."""
+    import tempfile
+
+    from transformers import CLIPTokenizer
+
+    vocabulary, merges = _merges(config.words)
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder) / "vocab.json", Path(folder) / "merges.txt"
+        files[0].write_text(json.dumps(vocabulary))
+        files[1].write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+        return CLIPTokenizer(
+            str(files[0]), str(files[1]), model_max_length=77, pad_token=_END, unk_token=_END
+        )
+
+
+def _merges(words: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """A vocabulary of lower-case characters and words, and the merges that spell the words."""
+    letters = [chr(n) for n in range(33, 127) if not chr(n).isupper()]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    merges: list[str] = []
+    for word in words:
+        pieces = [*word[:-1], f"{word[-1]}</w>"]
+        whole = pieces[0]
+        for piece in pieces[1:]:
+            if (merge := f"{whole} {piece}") not in merges:
+                merges.append(merge)
+                tokens.append(whole + piece)
+            whole += piece
+    unique = list(dict.fromkeys([*tokens, _START, _END]))
+    return {token: number for number, token in enumerate(unique)}, merges
