@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mmalign.config import dump_yaml
+from mmalign.diffusion.load import ImagePolicy
 from mmalign.errors import TrainingError
 from mmalign.models.load import Policy
 from trainers.directory import RunDirectory, whole_folder
@@ -42,7 +43,7 @@ class Position:
 def save_checkpoint(
     run: RunDirectory,
     accelerator: Accelerator,
-    policy: Policy,
+    policy: Policy | ImagePolicy,
     optimizer: Any,
     position: Position,
 ) -> Path:
@@ -106,7 +107,7 @@ def load_checkpoint(
     return Position(**json.loads((folder / "checkpoint.json").read_text()))
 
 
-def save_model(accelerator: Accelerator, policy: Policy, path: Path) -> None:
+def save_model(accelerator: Accelerator, policy: Policy | ImagePolicy, path: Path) -> None:
     """The model or adapter with its processor, as from_pretrained reads them."""
     # Gathering is done by every process together; writing by one.
     weights = saved_weights(accelerator, policy.model) if in_pieces(accelerator) else None

@@ -15,11 +15,12 @@ OVERRIDES = typer.Argument(None, metavar="[key=value]...", help="Dotted override
 @train.command()
 def train_command(config: str = CONFIG, overrides: list[str] | None = OVERRIDES) -> None:
     """Train a model by a recipe, or continue where its run stopped."""
-    from mmalign.config import load_config
-    from trainers.config import Recipe
+    from mmalign.config import apply_overrides, read_yaml, validate
     from trainers.loop import train
+    from trainers.recipes import kind_of
 
-    for _ in train(load_config(config, Recipe, overrides or [])):
+    data = apply_overrides(read_yaml(config), overrides or [], config)
+    for _ in train(validate(data, kind_of(data), config)):
         pass  # The run tells what happens through its log lines.
 
 

@@ -30,6 +30,7 @@ from mmalign.errors import TrainingError
 from mmalign.log import get_logger, is_main_process
 from mmalign.store import write_atomically
 from trainers.config import Recipe
+from trainers.images.config import ImageRecipe
 
 logger = get_logger("trainers.directory")
 
@@ -49,7 +50,7 @@ class RunDirectory:
     Raises TrainingError where the folder holds progress of another recipe.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe | ImageRecipe) -> None:
         self.path, self.recipe = recipe.run.output, recipe
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
@@ -173,7 +174,7 @@ def damaged(file: Path, why: str) -> TrainingError:
     )
 
 
-def _flatten_recipe(recipe: Recipe) -> dict[str, Any]:
+def _flatten_recipe(recipe: Recipe | ImageRecipe) -> dict[str, Any]:
     return _flatten(recipe.model_dump(mode="json"))
 
 

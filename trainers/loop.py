@@ -24,14 +24,17 @@ from torch import nn
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger
 from mmalign.scores import LossOutput
-from mmalign.store import Dataset, open_dataset
+from mmalign.store import open_dataset
 from trainers.checkpoint import Position, load_checkpoint, save_checkpoint, save_model
 from trainers.config import Recipe
 from trainers.directory import RunDirectory, whole_folder
+from trainers.images.config import ImageRecipe
+from trainers.images.rows import ImageBatch
+from trainers.images.setup import ImageParts, check_images, set_up_images
 from trainers.objectives.base import check_dataset, fitted
 from trainers.optim import check_8bit, lr_at
 from trainers.rows import Batch
-from trainers.setup import set_up
+from trainers.setup import Parts, set_up
 from trainers.tracking import Tracker, Window, check_trackers
 
 logger = get_logger("trainers.loop")
@@ -63,14 +66,17 @@ class Finished:
 Event = Stepped | Saved | Finished
 
 
-def train(recipe: Recipe) -> Iterator[Event]:
+def train(recipe: Recipe | ImageRecipe) -> Iterator[Event]:
     """Train, or continue where the run in `run.output` stopped; yields what happens.
 
     Raises SchemaMismatch or ConfigError before a model is loaded, TrainingError where training
     cannot go on: another recipe's folder, a reference that is none, a loss that is not finite.
     """
     dataset = open_dataset(recipe.data.path)
-    check_dataset(dataset, recipe.loss, online=recipe.data.online is not None)
+    if isinstance(recipe, ImageRecipe):
+        check_images(dataset, recipe)
+    else:
+        check_dataset(dataset, recipe.loss, online=recipe.data.online is not None)
     check_trackers(recipe.run.trackers)
     if recipe.optim.optimizer == "adamw_8bit":
         check_8bit()
@@ -79,17 +85,21 @@ def train(recipe: Recipe) -> Iterator[Event]:
         if run.finished:
             logger.info("%s is finished: nothing to do", run.path)
             yield Finished(path=run.model)
+        elif isinstance(recipe, ImageRecipe):
+            yield from _train(recipe, recipe.loss, set_up_images(recipe, dataset, run), run)
         else:
-            yield from _train(recipe, dataset, run)
+            loss = fitted(recipe.loss, dataset)
+            if loss != recipe.loss:
+                logger.info("loss as fitted to the dataset: %s", loss)
+            yield from _train(recipe, loss, set_up(recipe, dataset, run), run)
     finally:
         run.release()
 
 
-def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator[Event]:
-    loss, optim = fitted(recipe.loss, dataset), recipe.optim
-    if loss != recipe.loss:
-        logger.info("loss as fitted to the dataset: %s", loss)
-    parts = set_up(recipe, dataset, run)
+def _train(
+    recipe: Recipe | ImageRecipe, loss: Any, parts: Parts | ImageParts, run: RunDirectory
+) -> Iterator[Event]:
+    optim = recipe.optim
     accelerator, scorer, optimizer = parts.accelerator, parts.scorer, parts.optimizer
     position = Position()
     if run.newest is not None:
@@ -109,22 +119,17 @@ def _train(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Iterator
             group["lr"] = lr
         places = parts.sampler.batch(step)
         if parts.online is None:
-            step_batches, totals = islice(batches, parts.num_micro), parts.survey.totals(places)
+            step_batches: Any = islice(batches, parts.num_micro)
+            totals = parts.survey.totals(places)
         else:
             step_batches, totals = parts.online_step(step)
-        scored: list[tuple[Batch, LossOutput]] = []
+        scored: list[tuple[Batch | ImageBatch, LossOutput]] = []
         for batch in step_batches:
             with parts.memory.told(batch), accelerator.accumulate(scorer):
                 batch = batch.to(accelerator.device)
                 # The reference first: switching an adapter off must not touch the policy's graph.
                 frozen = None if parts.reference is None else parts.reference(batch)
-                against = None if frozen is None else frozen.distributions
-                scores = scorer(
-                    batch.plan,
-                    **parts.asked,
-                    against=against,
-                    kl_of=batch.table.chosen if parts.kl else None,
-                )
+                scores = parts.score(batch, frozen)
                 output = loss(scores, frozen, batch.table, totals)
                 # Gradients get averaged over processes and micro-batches; shares must be summed.
                 accelerator.backward(output.loss * (accelerator.num_processes * parts.num_micro))
@@ -192,7 +197,7 @@ def _summed(accelerator: Accelerator, outputs: Sequence[LossOutput]) -> dict[str
 def _not_finite(
     step: int,
     found: str,
-    scored: Sequence[tuple[Batch, LossOutput]],
+    scored: Sequence[tuple[Batch | ImageBatch, LossOutput]],
     ids: Sequence[str],
     places: Sequence[int],
 ) -> TrainingError:
@@ -212,6 +217,6 @@ def _not_finite(
     )
 
 
-def _finite_rows(batch: Batch, output: LossOutput) -> list[bool]:
+def _finite_rows(batch: Batch | ImageBatch, output: LossOutput) -> list[bool]:
     """Whether each row's loss is finite; a row's pairs, if it has several, follow one another."""
     return [bool(its.isfinite().all()) for its in output.per_item.split(batch.num_pairs)]

@@ -21,7 +21,7 @@ from mmalign.losses.base import Need
 from mmalign.models.load import Policy, base_model, load_policy, part_table
 from mmalign.models.reward_head import head_of
 from mmalign.prepare import TokenLimits
-from mmalign.scores import Totals
+from mmalign.scores import TokenScores, Totals
 from mmalign.scoring.planner import planner_of
 from mmalign.scoring.scorer import Scorer
 from mmalign.store import Dataset, write_atomically
@@ -77,6 +77,15 @@ class Parts:
     online: OnlinePairs | None
     memory: Watch
 
+    def score(self, batch: Batch, frozen: TokenScores | None) -> TokenScores:
+        """The policy's scores, with all that the loss reads. frozen: the reference's, if any."""
+        return self.scorer(
+            batch.plan,
+            **self.asked,
+            against=None if frozen is None else frozen.distributions,
+            kl_of=batch.table.chosen if self.kl else None,
+        )
+
     def online_step(self, step: int) -> tuple[list[Batch], Totals]:
         """The step's micro-batches with pairs from the policy as it is now, and their totals.
 
@@ -125,7 +134,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     reference is made of the initial policy, and checked to be.
     """
     optim, needs = recipe.optim, recipe.loss.needs
-    accelerator = _accelerator()
+    accelerator = new_accelerator()
     world = accelerator.num_processes
     share = share_of(optim.batch_size, world)
     micro_size = min(optim.micro_batch_size or share, share)
@@ -289,7 +298,8 @@ def freeze_unread(policy: Policy, needs: Set[Need]) -> None:
                 parameter.requires_grad_(False)
 
 
-def _accelerator() -> Accelerator:
+def new_accelerator() -> Accelerator:
+    """Accelerate as this run was launched, without settings that an earlier one left behind."""
     # accelerate keeps its settings for the life of the process; an earlier user's may be others.
     AcceleratorState._reset_state()
     return Accelerator(

@@ -15,6 +15,7 @@ from mmalign.log import get_logger
 from mmalign.models.load import Part
 from trainers.checkpoint import Position
 from trainers.config import Recipe
+from trainers.images.config import ImageRecipe
 
 logger = get_logger("trainers")
 
@@ -52,7 +53,9 @@ class Tracker:
     metrics.jsonl is first cut to where `position` stands, so that a resumed run repeats no line.
     """
 
-    def __init__(self, recipe: Recipe, *, total_steps: int, position: Position) -> None:
+    def __init__(
+        self, recipe: Recipe | ImageRecipe, *, total_steps: int, position: Position
+    ) -> None:
         self.total_steps = total_steps
         self._file = open(recipe.run.output / "metrics.jsonl", "ab")  # noqa: SIM115
         self._file.truncate(position.metrics_bytes)

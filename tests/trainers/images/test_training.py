@@ -1,0 +1,324 @@
+"""Runs over image pairs on small pipelines: exactness, resume, what is cached, bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from mmalign.config import validate
+from mmalign.diffusion.tiny import TinyPipeline
+from mmalign.errors import ConfigError, MmalignError, SchemaMismatch, TrainingError
+from mmalign.media import embed
+from mmalign.records import Example, ImagePreference, Media, user
+from mmalign.store import write_dataset
+from trainers.images.config import ImageRecipe
+from trainers.images.encode import make_encoded, store_of
+from trainers.images.rows import ImageRows
+from trainers.loop import Finished, Saved, Stepped, train
+from trainers.recipes import kind_of
+from trainers.setup import new_accelerator
+
+WORDS = ("a", "bold", "seven", "three")
+ROWS = 6
+
+
+def picture(seed: int, width: int = 32, height: int = 32, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.RandomState(seed).randint(0, 255, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def pairs(count: int = ROWS) -> list[ImagePreference]:
+    return [
+        ImagePreference(
+            id=f"{n}",
+            prompt=["a bold seven", "a three"][n % 2],
+            chosen=embed(picture(2 * n, 40 + n, 32)),
+            rejected=embed(picture(2 * n + 1, 32, 36 + n)),
+        )
+        for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="module", params=["sdxl"])
+def folder(request, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("tiny") / request.param
+    return TinyPipeline(output=path, pipeline=request.param, words=WORDS).build()
+
+
+def recipe_of(folder: Path, data: Path, output: Path, **changes: Any) -> ImageRecipe:
+    values: dict[str, Any] = {
+        "model": {"path": str(folder)},
+        "data": {"path": str(data), "resolution": 32},
+        "loss": {"name": "mapo_released"},
+        "optim": {"lr": 1e-3, "batch_size": 4, "steps": 3, "schedule": "constant"},
+        "run": {"output": str(output), "log_every_steps": 1},
+    }
+    for key, value in changes.items():
+        part, _, name = key.partition("__")
+        if name:
+            values[part] = values[part] | {name: value}
+        else:
+            values[part] = value
+    return validate(values, ImageRecipe, "test")
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    write_dataset(tmp_path / "data", ImagePreference, pairs())
+    return tmp_path / "data"
+
+
+def trained(recipe: ImageRecipe) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    metrics = [event.metrics for event in train(recipe) if isinstance(event, Stepped)]
+    weights = next(recipe.run.output.glob("model/**/*.safetensors"), None)
+    unet = recipe.run.output / "model/unet/diffusion_pytorch_model.safetensors"
+    assert weights is not None
+    return metrics, load_file(unet if unet.exists() else weights)
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"loss": {"name": "mapo"}},
+        {"loss": {"name": "diffusion_sft"}},
+        {"loss": {"name": "diffusion_dpo"}},
+        {"loss": {"name": "diffusion_dpo"}, "model__lora": {"rank": 2}},
+        {"model__lora": {"rank": 2}, "model__gradient_checkpointing": True},
+        {"run__precision": "bf16", "data__random_crops": 2},
+        {"denoiser": {"min_snr_gamma": 5.0, "sample": False}},
+    ],
+)
+def test_every_loss_trains_and_what_it_saves_loads(folder, data, tmp_path, changes):
+    from diffusers import StableDiffusionXLPipeline
+
+    recipe = recipe_of(folder, data, tmp_path / "run", **changes)
+    metrics, _ = trained(recipe)
+    assert len(metrics) == 3
+    if recipe.loss.name == "diffusion_dpo":
+        assert metrics[0]["train/loss"] == pytest.approx(np.log(2), rel=1e-6)
+        assert metrics[0]["train/margin"] == 0
+        assert metrics[-1]["train/margin"] != 0
+    if recipe.loss.name.startswith("mapo"):
+        assert metrics[0]["train/rejected_error"] > 0
+    if recipe.model.lora is None:
+        StableDiffusionXLPipeline.from_pretrained(tmp_path / "run/model")
+    else:
+        StableDiffusionXLPipeline.from_pretrained(folder).load_lora_weights(
+            str(tmp_path / "run/model")
+        )
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_other_backbones_train_by_the_same_losses(kind, data, tmp_path):
+    other = TinyPipeline(output=tmp_path / kind, pipeline=kind, words=WORDS).build()
+    for loss in ("mapo", "diffusion_dpo"):
+        recipe = recipe_of(other, data, tmp_path / f"run-{loss}", loss={"name": loss})
+        metrics = [e.metrics for e in train(recipe) if isinstance(e, Stepped)]
+        assert all(np.isfinite(m["train/loss"]) for m in metrics)
+
+
+def test_cutting_a_batch_changes_nothing_but_rounding(folder, data, tmp_path):
+    _, whole = trained(recipe_of(folder, data, tmp_path / "whole"))
+    cut = recipe_of(folder, data, tmp_path / "cut", optim__micro_batch_size=1)
+    _, pieces = trained(cut)
+    start = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    moved = sum((whole[n] - start[n]).square().sum() for n in whole).sqrt()
+    apart = sum((whole[n] - pieces[n]).square().sum() for n in whole).sqrt()
+    assert apart < 0.01 * moved
+
+
+def test_a_stopped_run_ends_as_one_that_was_not(folder, data, tmp_path):
+    _, whole = trained(recipe_of(folder, data, tmp_path / "whole", optim__steps=4))
+    recipe = recipe_of(folder, data, tmp_path / "cut", optim__steps=4, run__save_every_steps=2)
+    events = train(recipe)
+    assert next(event for event in events if isinstance(event, Saved)).step == 2
+    events.close()
+    _, resumed = trained(recipe)
+    assert equal(whole, resumed)
+
+
+def test_beta_0_is_sft_to_the_bit(folder, data, tmp_path):
+    _, sft = trained(recipe_of(folder, data, tmp_path / "sft", loss={"name": "diffusion_sft"}))
+    zero = {"name": "mapo_released", "beta": 0.0}
+    _, mapo = trained(recipe_of(folder, data, tmp_path / "mapo", loss=zero))
+    assert equal(sft, mapo)
+
+
+def gradient(folder: Path, data: Path, output: Path, **changes) -> dict[str, torch.Tensor]:
+    """After one step of plain descent, which the weights show."""
+    from mmalign.store import open_dataset
+    from trainers.directory import RunDirectory
+    from trainers.images.setup import set_up_images
+
+    recipe = recipe_of(folder, data, output, **changes)
+    run = RunDirectory(recipe)
+    parts = set_up_images(recipe, open_dataset(recipe.data.path), run)
+    batch = next(parts.batches(first_step=0))
+    loss = recipe.loss(parts.score(batch, None), None, batch.table, parts.survey.totals([0] * 4))
+    loss.loss.backward()
+    run.release()
+    named = parts.policy.model.named_parameters()
+    return {name: p.grad for name, p in named if p.grad is not None}
+
+
+def test_identical_images_add_nothing_to_the_chosen_ones_gradient(folder, tmp_path):
+    """Of the same pixels in other bytes: z is 0 and its gradient in the weights too."""
+    rows = []
+    for row in pairs():
+        buffer = io.BytesIO()
+        Image.open(io.BytesIO(row.chosen.bytes)).save(buffer, "PNG", compress_level=0)
+        rows.append(
+            ImagePreference(
+                id=row.id,
+                prompt=row.prompt,
+                chosen=row.chosen,
+                rejected=Media(bytes=buffer.getvalue()),
+            )
+        )
+    write_dataset(tmp_path / "same", ImagePreference, rows)
+    found = gradient(folder, tmp_path / "same", tmp_path / "a")
+    wanted = gradient(folder, tmp_path / "same", tmp_path / "b", loss={"name": "diffusion_sft"})
+    norm = sum(g.square().sum() for g in wanted.values()).sqrt()
+    for name, value in wanted.items():
+        assert (found[name] - value).norm() < 1e-4 * norm, name
+
+
+def test_latents_are_made_once_and_damage_is_made_good(folder, data, tmp_path, monkeypatch):
+    first = recipe_of(folder, data, tmp_path / "one")
+    _, weights = trained(first)
+    stored = sorted((data / "encoded").glob("*/encoded-*.safetensors"))
+    assert stored
+    from trainers.images import encode
+
+    def refuse(config):
+        raise AssertionError("the encoders were loaded again")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(encode, "load_encoders", refuse)
+        _, again = trained(recipe_of(folder, data, tmp_path / "two"))
+    assert equal(weights, again)
+    stored[0].write_bytes(stored[0].read_bytes()[:100])
+    _, mended = trained(recipe_of(folder, data, tmp_path / "three"))
+    assert equal(weights, mended)
+
+
+def test_other_encoders_are_not_taken_for_these(folder, data, tmp_path):
+    trained(recipe_of(folder, data, tmp_path / "one"))
+    moved = tmp_path / "moved" / folder.name
+    shutil.copytree(folder, moved)
+    file = moved / "text_encoder/model.safetensors"
+    key = next((data / "encoded").glob("*/key.json"))
+    told = json.loads(key.read_text())
+    told["key"]["files"]["vae/diffusion_pytorch_model.safetensors"] = "another"
+    key.write_text(json.dumps(told))
+    assert file.exists()
+    with pytest.raises(TrainingError, match="stale"):
+        trained(recipe_of(folder, data, tmp_path / "two"))
+
+
+def test_rows_that_cannot_be_used_are_counted_by_reason(folder, tmp_path):
+    rows = pairs(4)
+    same = embed(picture(9))
+    odd = [
+        {"id": "tie", "p_target": 0.5},
+        {"id": "reversed", "p_target": 0.2},
+        {"id": "broken", "rejected": Media(bytes=b"no picture")},
+        {"id": "same", "chosen": same, "rejected": same},
+        {"id": "grey", "chosen": embed(picture(20, mode="L")), "rejected": embed(picture(21))},
+    ]
+    for values in odd:
+        known = {"prompt": "a three", "chosen": embed(picture(7)), "rejected": embed(picture(8))}
+        rows.append(ImagePreference(**(known | values)))
+    write_dataset(tmp_path / "data", ImagePreference, rows)
+    trained(recipe_of(folder, tmp_path / "data", tmp_path / "run"))
+    survey = json.loads((tmp_path / "run/start.json").read_text())["survey"]
+    assert survey["dropped"] == {
+        "reversed": ["reversed"],
+        "same_image": ["same"],
+        "tie": ["tie"],
+        "unreadable_media": ["broken"],
+    }
+    assert survey["ids"] == ["0", "1", "2", "3", "grey"]
+
+
+def test_numbers_that_are_not_finite_name_the_vae(folder, data, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    from safetensors.torch import save_file
+
+    file = broken / "vae/diffusion_pytorch_model.safetensors"
+    weights = {name: tensor * 1e30 for name, tensor in load_file(file).items()}
+    file.unlink()
+    save_file(weights, file)
+    with pytest.raises(TrainingError, match="sdxl-vae-fp16-fix"):
+        trained(recipe_of(broken, data, tmp_path / "run"))
+
+
+def test_long_prompts_are_cut_and_counted(folder, tmp_path, caplog):
+    rows = [
+        ImagePreference(
+            id=f"{n}", prompt="a seven " * 60, chosen=embed(picture(n)), rejected=embed(picture(9))
+        )
+        for n in range(4)
+    ]
+    write_dataset(tmp_path / "data", ImagePreference, rows)
+    caplog.set_level("WARNING", logger="mmalign")
+    trained(recipe_of(folder, tmp_path / "data", tmp_path / "run"))
+    assert "1 of 1 prompts are cut at 77 tokens" in caplog.text
+
+
+def test_a_batch_shares_noise_and_time_within_a_pair_and_tells_each_size(folder, data, tmp_path):
+    from mmalign.diffusion.load import load_policy
+    from mmalign.store import open_dataset
+
+    recipe = recipe_of(folder, data, tmp_path / "run")
+    dataset, policy = open_dataset(data), load_policy(recipe.model)
+    rows = ImageRows(dataset, recipe, with_rejected=True, num_steps=1000)
+    accelerator = new_accelerator()
+    survey = rows.survey(accelerator)
+    rows.store = store_of(recipe)
+    make_encoded(recipe, policy.backbone, rows.store, *rows.wanted(), None, accelerator)
+    plan = rows.batch(survey, 3, [0, 1]).plan
+    for values in (plan.noise, plan.steps, plan.conditions["text_embeds"]):
+        assert torch.equal(values[:2], values[2:])
+    assert not torch.equal(plan.noise[0], plan.noise[1])
+    # Height and width of each picture, not of the pair's first one.
+    assert plan.conditions["time_ids"][:, :2].tolist() == [[32, 40], [32, 41], [36, 32], [37, 32]]
+    assert plan.conditions["time_ids"].dtype == torch.float32
+    again = rows.batch(survey, 3, [1]).plan
+    assert torch.equal(again.latents[0], plan.latents[1])
+    assert not torch.equal(rows.batch(survey, 4, [0]).plan.noise[0], plan.noise[0])
+
+
+def test_kinds_are_told_apart_and_mismatches_told(folder, data, tmp_path):
+    assert kind_of({"loss": {"name": "mapo"}}) is ImageRecipe
+    assert kind_of({"loss": {"name": "dpo"}}) is not ImageRecipe
+    assert kind_of({}) is not ImageRecipe
+    write_dataset(tmp_path / "text", Example, [Example(id="0", prompt=user("?"), answer="!")])
+    with pytest.raises(SchemaMismatch, match="image_preference"):
+        list(train(recipe_of(folder, tmp_path / "text", tmp_path / "run")))
+    with pytest.raises(ConfigError, match="needs an adapter"):
+        recipe_of(folder, data, tmp_path / "run", reference="adapter_off")
+
+
+def test_a_finished_run_is_not_run_again(folder, data, tmp_path):
+    recipe = recipe_of(folder, data, tmp_path / "run", optim__steps=1)
+    trained(recipe)
+    assert [type(event) for event in train(recipe)] == [Finished]
+    with pytest.raises(MmalignError, match="another recipe"):
+        list(train(recipe_of(folder, data, tmp_path / "run", optim__steps=2)))

@@ -1,0 +1,1 @@
+"""Training diffusion models on preferences between images: its recipe, rows and start."""

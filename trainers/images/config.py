@@ -1,0 +1,77 @@
+"""The recipe of a training run over images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from mmalign.config import Strict
+from mmalign.diffusion.load import DiffusionConfig
+from mmalign.losses.base import Need
+from mmalign.losses.images import ImageLoss
+from trainers.config import OptimConfig, RunConfig
+
+
+class ImageDataConfig(Strict):
+    """Which dataset of image preferences, and how its pictures are framed.
+
+    resolution: side of the square that is cut from each picture, shorter side first.
+    flip: see each row flipped half of the time. random_crops: cut at that many places, drawn once
+    for each row, in place of the centre.
+    encoded: where latents and prompts are stored; null: in `encoded/` of the dataset's folder.
+    """
+
+    path: Path
+    resolution: PositiveInt
+    flip: bool = True
+    random_crops: PositiveInt | None = None
+    limit: PositiveInt | None = None
+    workers: NonNegativeInt = 0
+    encoded: Path | None = None
+
+
+class DenoiserConfig(Strict):
+    """How images are scored.
+
+    min_snr_gamma: weighs errors by their timestep (arXiv 2303.09556). sample: whether a latent is
+    drawn from the VAE's distribution anew at each step, as in the released code, or is its mean.
+    """
+
+    min_snr_gamma: PositiveFloat | None = None
+    sample: bool = True
+
+
+class ImageRecipe(Strict):
+    """One training run over images. `reference` is what `diffusion_dpo` compares the policy with:
+
+    adapter_off: the same weights with the LoRA adapter off; costs no memory.
+    frozen_copy: a second copy of the initial backbone.
+    auto: adapter_off with LoRA, else frozen_copy.
+    """
+
+    model: DiffusionConfig
+    data: ImageDataConfig
+    loss: ImageLoss
+    reference: Literal["auto", "adapter_off", "frozen_copy"] = "auto"
+    denoiser: DenoiserConfig = DenoiserConfig()
+    optim: OptimConfig
+    run: RunConfig
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ImageRecipe:
+        if self.reference == "adapter_off" and self.model.lora is None:
+            raise ValueError(
+                "reference=adapter_off needs an adapter to switch off, and model.lora is not set; "
+                "use frozen_copy"
+            )
+        return self
+
+    def reference_kind(self) -> Literal["none", "adapter_off", "frozen_copy"]:
+        """`reference` with auto decided; none where the loss reads none."""
+        if Need.REFERENCE not in self.loss.needs:
+            return "none"
+        if self.reference == "auto":
+            return "frozen_copy" if self.model.lora is None else "adapter_off"
+        return self.reference

@@ -1,0 +1,257 @@
+"""What stands ready before the first step of a run over images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from mmalign.config import dump_yaml
+from mmalign.diffusion.denoiser import Denoiser
+from mmalign.diffusion.load import ImagePolicy, load_policy
+from mmalign.errors import SchemaMismatch, TrainingError
+from mmalign.log import get_logger
+from mmalign.losses.base import Need
+from mmalign.records import ImagePreference
+from mmalign.scores import DenoiseScores
+from mmalign.store import Dataset, write_atomically
+from trainers.advice import OTHER_WORDS
+from trainers.directory import RunDirectory
+from trainers.images.config import ImageRecipe
+from trainers.images.encode import make_encoded, store_of
+from trainers.images.rows import ImageBatch, ImageRows
+from trainers.optim import build_optimizer
+from trainers.precision import in_precision
+from trainers.reference import fingerprint
+from trainers.rows import Survey
+from trainers.sampler import Sampler, share_of, total_steps
+from trainers.setup import WHOLE_POLICY, new_accelerator, switch_off_dropout
+from trainers.shards import tell_engine
+
+logger = get_logger("trainers.images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageParts:
+    """What the loop works with; see `trainers.setup.Parts`, whose names these are."""
+
+    recipe: ImageRecipe
+    accelerator: Accelerator
+    policy: ImagePolicy
+    scorer: nn.Module
+    optimizer: Any
+    reference: Callable[[ImageBatch], DenoiseScores] | None
+    rows: ImageRows
+    survey: Survey
+    sampler: Sampler
+    num_steps: int
+    micro_size: int
+    num_micro: int
+    unit: str
+    summary: dict[str, Any]
+    memory: ImageWatch
+    online: None = None
+
+    def score(self, batch: ImageBatch, frozen: DenoiseScores | None) -> DenoiseScores:
+        """The policy's errors."""
+        return self.scorer(batch.plan)
+
+    def batches(self, *, first_step: int) -> Iterator[ImageBatch]:
+        """This process's micro-batches from `first_step` to the end, `num_micro` for each step."""
+        cuts = (
+            (step, cut)
+            for step in range(first_step, self.num_steps)
+            for cut in self.sampler.micro_batches(
+                step,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+                micro_batch_size=self.micro_size,
+                kinds=self.survey.kinds,
+                tokens=self.survey.tokens,
+            )
+        )
+        batches = self.rows.batches(self.survey, cuts)
+        return (self.rows.told_sizes(self.policy.backbone, batch) for batch in batches)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageWatch:
+    """Says what to change where memory runs out."""
+
+    recipe: ImageRecipe
+
+    @contextmanager
+    def told(self, batch: ImageBatch) -> Iterator[None]:
+        """Raise TrainingError, with what may help, where memory does not suffice for `batch`."""
+        try:
+            yield
+        except RuntimeError as error:
+            words = any(word in str(error) for word in OTHER_WORDS)
+            if not (isinstance(error, torch.OutOfMemoryError) or words):
+                raise
+            size, model = len(batch.places), self.recipe.model
+            ways = [f"optim.micro_batch_size={size // 2}"] if size > 1 else []
+            ways += [] if model.gradient_checkpointing else ["model.gradient_checkpointing=true"]
+            ways += [] if model.lora else ["model.lora={}"]
+            ways += ["a lower data.resolution"]
+            raise TrainingError(
+                "memory ran out",
+                got=f"a micro-batch of {size} pairs at {self.recipe.data.resolution} pixels",
+                fix=f"try one of {', '.join(ways)}",
+            ) from error
+
+
+def check_images(dataset: Dataset[Any], recipe: ImageRecipe) -> None:
+    """Raise SchemaMismatch where the dataset is of another kind. Runs before a model is loaded."""
+    if dataset.kind is not ImagePreference:
+        raise SchemaMismatch(
+            f"loss {recipe.loss.name!r} cannot train on {dataset.manifest.kind} records",
+            where=str(dataset.path),
+            wanted="image_preference records",
+            fix="choose a loss over text, or a dataset of image pairs",
+        )
+
+
+def set_up_images(recipe: ImageRecipe, dataset: Dataset[Any], run: RunDirectory) -> ImageParts:
+    """Encode what is not encoded yet, load the backbone and all around it."""
+    optim = recipe.optim
+    accelerator = new_accelerator()
+    if accelerator.distributed_type not in WHOLE_POLICY:
+        raise TrainingError(
+            "diffusion models are trained by one process or DDP",
+            got=f"{accelerator.distributed_type.value}",
+            fix="use configs/accelerate/ddp.yaml",
+        )
+    share = share_of(optim.batch_size, accelerator.num_processes)
+    micro_size = min(optim.micro_batch_size or share, share)
+    num_micro = -(-share // micro_size)
+    accelerator.gradient_accumulation_steps = num_micro
+    torch.manual_seed(recipe.run.seed)
+
+    policy = load_policy(recipe.model)
+    switch_off_dropout(policy.model)
+    rows = ImageRows(
+        dataset,
+        recipe,
+        with_rejected=Need.REJECTED in recipe.loss.needs,
+        num_steps=len(policy.schedule),
+    )
+    survey = _started_from(recipe, run, dataset, policy, rows, accelerator)
+    store = store_of(recipe)
+    make_encoded(recipe, policy.backbone, store, *rows.wanted(), dataset.media_root, accelerator)
+    rows.store = store
+    steps = total_steps(
+        num_rows=len(survey.rows),
+        batch_size=optim.batch_size,
+        epochs=optim.epochs,
+        steps=optim.steps,
+    )
+    policy.model.to(accelerator.device)
+    kind = recipe.reference_kind()
+    reference = None if kind == "none" else _reference(recipe, policy, accelerator)
+    denoiser = _denoiser(recipe, policy, policy.model).train()
+    in_precision(denoiser, recipe.run.precision, accelerator.device)
+    tell_engine(accelerator, denoiser, micro_size=micro_size, clip_norm=optim.clip_norm)
+    optimizer = build_optimizer(denoiser.parameters(), optim)
+    scorer, optimizer = accelerator.prepare(denoiser, optimizer)
+
+    trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in policy.model.parameters())
+    logger.info("dataset %s, hash %s", dataset.path, dataset.manifest.content_hash[:12])
+    logger.info("%s", survey.describe())
+    logger.info(
+        "%s: %s parameters, %s trainable", policy.backbone.part, f"{whole:,}", f"{trained:,}"
+    )
+    logger.info(
+        "%d steps of %d pairs: %d processes x %d micro-batches of %d; reference %s; %s prediction",
+        steps, optim.batch_size, accelerator.num_processes, num_micro, micro_size, kind,
+        policy.schedule.prediction,
+    )  # fmt: skip
+    return ImageParts(
+        recipe=recipe,
+        accelerator=accelerator,
+        policy=policy,
+        scorer=scorer,
+        optimizer=optimizer,
+        reference=reference,
+        rows=rows,
+        survey=survey,
+        sampler=Sampler(
+            num_rows=len(survey.rows), batch_size=optim.batch_size, seed=recipe.run.seed
+        ),
+        num_steps=steps,
+        micro_size=micro_size,
+        num_micro=num_micro,
+        unit="pairs" if rows.with_rejected else "examples",
+        memory=ImageWatch(recipe=recipe),
+        summary={
+            "steps": steps,
+            "dataset": dataset.manifest.content_hash,
+            "rows": len(survey.rows),
+            "dropped": {reason: len(ids) for reason, ids in survey.dropped.items()},
+            "reference": kind,
+            "processes": accelerator.num_processes,
+            "versions": {n: version(n) for n in ("mmalign", "torch", "diffusers", "peft")},
+        },
+    )
+
+
+def _denoiser(recipe: ImageRecipe, policy: ImagePolicy, model: nn.Module) -> Denoiser:
+    return Denoiser(model, policy.backbone, policy.schedule, recipe.denoiser.min_snr_gamma)
+
+
+def _reference(
+    recipe: ImageRecipe, policy: ImagePolicy, accelerator: Accelerator
+) -> Callable[[ImageBatch], DenoiseScores]:
+    """Scores by the initial backbone, with the noise that the policy sees."""
+    copied = recipe.reference_kind() == "frozen_copy"
+    model = copy.deepcopy(policy.model).requires_grad_(False).eval() if copied else policy.model
+    scorer = _denoiser(recipe, policy, model)
+    in_precision(scorer, recipe.run.precision, accelerator.device)
+
+    def score(batch: ImageBatch) -> DenoiseScores:
+        with torch.no_grad():
+            if copied:
+                return scorer(batch.plan)
+            with policy.without_adapter():
+                return scorer(batch.plan)
+
+    return score
+
+
+def _started_from(
+    recipe: ImageRecipe,
+    run: RunDirectory,
+    dataset: Dataset[Any],
+    policy: ImagePolicy,
+    rows: ImageRows,
+    accelerator: Accelerator,
+) -> Survey:
+    """The rows that can be used. Raises TrainingError where a resumed run would find others."""
+    survey = rows.survey(accelerator)
+    facts = {
+        "dataset": dataset.manifest.content_hash,
+        "pictures": rows.media_hash(),
+        "policy": fingerprint(policy.model),
+        "recipe": run.recipe_hash,
+    }
+    before = run.read("start.json")
+    moved = [name for name in facts if before.get(name) != facts[name]]
+    if moved and run.newest is not None:
+        raise TrainingError(
+            f"the {' and the '.join(moved)} changed since this run began",
+            where=f"{run.path}, trained on {dataset.path}",
+            fix="put it back as it was, or choose another run.output",
+        )
+    if moved and accelerator.is_main_process:
+        write_atomically(run.path / "recipe.yaml", dump_yaml(recipe))
+        run.write("start.json", {**facts, "survey": survey.as_json()})
+    accelerator.wait_for_everyone()
+    return survey
