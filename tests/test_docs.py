@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from mmalign.cli import verbs
-from mmalign.config import load_config
+from mmalign.config import apply_overrides, read_yaml, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -84,8 +84,9 @@ def test_every_config_command_reads(page: Path):
     from evals.config import EvalRecipe
     from evals.report import ReportRecipe
     from trainers.config import Recipe
+    from trainers.recipes import kind_of
 
-    kinds = {"train": Recipe, "estimate": Recipe, "eval": EvalRecipe, "report": ReportRecipe}
+    kinds = {"train": None, "estimate": Recipe, "eval": EvalRecipe, "report": ReportRecipe}
     for verb, *rest in commands(page):
         names = [word for word in rest if word.endswith(".yaml") and word not in INVENTED]
         if verb in ("build", *kinds) and names:
@@ -94,7 +95,8 @@ def test_every_config_command_reads(page: Path):
             if verb == "build":
                 load_builder(path, overrides)
             else:
-                load_config(path, kinds[verb], overrides)
+                data = apply_overrides(read_yaml(path), overrides, str(path))
+                validate(data, kinds[verb] or kind_of(data), str(path))
 
 
 def test_the_example_of_a_family_is_one():
@@ -133,6 +135,28 @@ def test_every_loss_is_documented_setting_by_setting_with_its_defaults():
     for key, default in told.items():
         value = getattr(found[key], "name", found[key])  # of an inner loss, its name
         assert yaml.safe_load(default) == value, key
+
+
+def test_image_recipes_and_losses_are_documented_with_their_defaults():
+    from mmalign.losses.images import ImageLoss
+    from trainers.config import Recipe
+    from trainers.images.config import ImageRecipe
+
+    text = (ROOT / "docs/methods/mapo.md").read_text()
+    told = dict(re.findall(r"^\| `([\w.]+)` \| (required|`.+?`) \|", text, re.M))
+    shared = {key for key in keys(Recipe) if key.partition(".")[0] in ("optim", "run")}
+    found = {key: value for key, value in keys(ImageRecipe).items() if key not in shared}
+    assert sorted(told) == sorted(found)
+    for key, default in told.items():
+        shown = default if default == "required" else yaml.safe_load(default.strip("`"))
+        assert shown == found[key], key
+    settings = re.findall(r"^\| `(\w+)` \| `(\w+)` \| `(.+?)` \|", text, re.M)
+    assert {(loss, key): yaml.safe_load(default) for loss, key, default in settings} == {
+        (loss.model_fields["name"].default, key): field.default
+        for loss in members(ImageLoss)
+        for key, field in loss.model_fields.items()
+        if key != "name"
+    }
 
 
 def members(union: Any) -> list[Any]:

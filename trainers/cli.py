@@ -15,12 +15,10 @@ OVERRIDES = typer.Argument(None, metavar="[key=value]...", help="Dotted override
 @train.command()
 def train_command(config: str = CONFIG, overrides: list[str] | None = OVERRIDES) -> None:
     """Train a model by a recipe, or continue where its run stopped."""
-    from mmalign.config import apply_overrides, read_yaml, validate
     from trainers.loop import train
-    from trainers.recipes import kind_of
+    from trainers.recipes import load_recipe
 
-    data = apply_overrides(read_yaml(config), overrides or [], config)
-    for _ in train(validate(data, kind_of(data), config)):
+    for _ in train(load_recipe(config, overrides or [])):
         pass  # The run tells what happens through its log lines.
 
 
@@ -34,12 +32,11 @@ def precompute_command(
 
     With `features` in the recipe, also those of its pictures.
     """
-    from mmalign.config import load_config
     from mmalign.log import is_main_process
-    from trainers.config import Recipe
     from trainers.precompute import precompute
+    from trainers.recipes import load_text_recipe
 
-    recipe = load_config(config, Recipe, [*(overrides or []), "reference=cached"])
+    recipe = load_text_recipe(config, [*(overrides or []), "reference=cached"])
     folder = precompute(recipe, fresh=fresh)
     if is_main_process():
         typer.echo(folder)
@@ -48,8 +45,7 @@ def precompute_command(
 @estimate.command()
 def estimate_command(config: str = CONFIG, overrides: list[str] | None = OVERRIDES) -> None:
     """Say what a recipe would train and how much memory it takes, loading no weights."""
-    from mmalign.config import load_config
-    from trainers.config import Recipe
     from trainers.estimate import estimate
+    from trainers.recipes import load_text_recipe
 
-    typer.echo(estimate(load_config(config, Recipe, overrides or [])))
+    typer.echo(estimate(load_text_recipe(config, overrides or [])))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, get_args
 
+from mmalign.config import apply_overrides, read_yaml, validate
+from mmalign.errors import ConfigError
 from mmalign.losses.images import ImageLoss
 from trainers.config import Recipe
 from trainers.images.config import ImageRecipe
@@ -13,7 +16,26 @@ IMAGE_LOSSES = {kind.model_fields["name"].default for kind in get_args(get_args(
 
 
 def kind_of(data: Mapping[str, Any]) -> type[Recipe] | type[ImageRecipe]:
-    """The recipe's class; that of text, whose errors name all losses, where nothing tells."""
+    """The recipe's class; that of text, whose errors name its losses, where nothing tells."""
     loss = data.get("loss")
     name = loss.get("name") if isinstance(loss, Mapping) else None
     return ImageRecipe if name in IMAGE_LOSSES else Recipe
+
+
+def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe | ImageRecipe:
+    """A recipe of either kind; see `load_config`."""
+    data = apply_overrides(read_yaml(path), overrides, str(path))
+    return validate(data, kind_of(data), str(path))
+
+
+def load_text_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """A recipe over text. Raises ConfigError for one over images."""
+    data = apply_overrides(read_yaml(path), overrides, str(path))
+    if kind_of(data) is ImageRecipe:
+        raise ConfigError(
+            "is for text; a recipe over images encodes what it needs when it trains",
+            where=str(path),
+            got=f"loss.name={data['loss']['name']}",
+            fix="start it with `mmalign train`",
+        )
+    return validate(data, Recipe, str(path))

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mmalign.config import dump_yaml, load_config, validate
+from mmalign.config import dump_yaml, read_yaml, validate
 from mmalign.errors import ConfigError
 from trainers.config import Recipe
+from trainers.recipes import kind_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "configs/train").glob("*.yaml"))
@@ -16,7 +17,8 @@ RECIPES = sorted((ROOT / "configs/train").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_its_head_says_how_to_launch_it(path: Path):
-    load_config(path, Recipe)
+    data = read_yaml(path)
+    validate(data, kind_of(data), str(path))
     launch = re.search(
         r"^# Launch: .*--config_file (\S+) -m trainers (\S+)$", path.read_text(), re.M
     )

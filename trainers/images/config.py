@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from mmalign.config import Strict
 from mmalign.diffusion.load import DiffusionConfig
@@ -28,7 +28,6 @@ class ImageDataConfig(Strict):
     flip: bool = True
     random_crops: PositiveInt | None = None
     limit: PositiveInt | None = None
-    workers: NonNegativeInt = 0
     encoded: Path | None = None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from trainers.images.config import ImageRecipe
 from trainers.images.encode import make_encoded, store_of
 from trainers.images.rows import ImageRows
 from trainers.loop import Finished, Saved, Stepped, train
-from trainers.recipes import kind_of
+from trainers.recipes import kind_of, load_recipe, load_text_recipe
 from trainers.setup import new_accelerator
 
 WORDS = ("a", "bold", "seven", "three")
@@ -314,6 +313,15 @@ def test_kinds_are_told_apart_and_mismatches_told(folder, data, tmp_path):
         list(train(recipe_of(folder, tmp_path / "text", tmp_path / "run")))
     with pytest.raises(ConfigError, match="needs an adapter"):
         recipe_of(folder, data, tmp_path / "run", reference="adapter_off")
+
+
+def test_verbs_for_text_refuse_a_recipe_over_images(tmp_path):
+    file = tmp_path / "mapo.yaml"
+    file.write_text("loss: {name: mapo}")
+    with pytest.raises(ConfigError, match="mmalign train"):
+        load_text_recipe(file)
+    with pytest.raises(ConfigError, match=r"data\.resolution|data"):
+        load_recipe(file)
 
 
 def test_a_finished_run_is_not_run_again(folder, data, tmp_path):
