@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmalign.config import validate
+from mmalign.config import dump_yaml, validate
 from mmalign.diffusion.tiny import TinyPipeline
 from mmalign.errors import ConfigError, MmalignError, SchemaMismatch, TrainingError
 from mmalign.media import embed
@@ -27,6 +30,10 @@ from trainers.loop import Finished, Saved, Stepped, train
 from trainers.recipes import kind_of, load_recipe, load_text_recipe
 from trainers.setup import new_accelerator
 
+# As in test_distributed.py.
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+LAUNCH += ["--main_process_port", "0", "-m", "trainers"]
 WORDS = ("a", "bold", "seven", "three")
 ROWS = 6
 
@@ -135,10 +142,7 @@ def test_cutting_a_batch_changes_nothing_but_rounding(folder, data, tmp_path):
     _, whole = trained(recipe_of(folder, data, tmp_path / "whole"))
     cut = recipe_of(folder, data, tmp_path / "cut", optim__micro_batch_size=1)
     _, pieces = trained(cut)
-    start = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
-    moved = sum((whole[n] - start[n]).square().sum() for n in whole).sqrt()
-    apart = sum((whole[n] - pieces[n]).square().sum() for n in whole).sqrt()
-    assert apart < 0.01 * moved
+    assert_same_training(folder, whole, pieces)
 
 
 def test_a_stopped_run_ends_as_one_that_was_not(folder, data, tmp_path):
@@ -149,6 +153,32 @@ def test_a_stopped_run_ends_as_one_that_was_not(folder, data, tmp_path):
     events.close()
     _, resumed = trained(recipe)
     assert equal(whole, resumed)
+
+
+def test_two_processes_equal_one(folder, data, tmp_path):
+    _, one = trained(recipe_of(folder, data, tmp_path / "one", optim__micro_batch_size=2))
+    recipe = recipe_of(folder, data, tmp_path / "two", optim__micro_batch_size=2)
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(recipe))
+    encoded = f"data.encoded={tmp_path / 'encoded'}"
+    done = subprocess.run(
+        [sys.executable, *LAUNCH, str(tmp_path / "recipe.yaml"), encoded],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 processes x 1 micro-batches of 2") == 1
+    two = load_file(tmp_path / "two/model/unet/diffusion_pytorch_model.safetensors")
+    assert_same_training(folder, one, two)
+
+
+def assert_same_training(folder: Path, one: dict[str, Any], other: dict[str, Any]) -> None:
+    """Two runs moved the weights alike, but for rounding."""
+    start = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    moved = sum((one[n] - start[n]).square().sum() for n in one).sqrt()
+    apart = sum((one[n] - other[n]).square().sum() for n in one).sqrt()
+    assert apart < 0.01 * moved
 
 
 def test_beta_0_is_sft_to_the_bit(folder, data, tmp_path):
