@@ -118,17 +118,18 @@ def _train(
         for group in optimizer.param_groups:
             group["lr"] = lr
         places = parts.sampler.batch(step)
+        step_batches: Any  # Of text or of images, as `parts` are.
         if parts.online is None:
-            step_batches: Any = islice(batches, parts.num_micro)
+            step_batches = islice(batches, parts.num_micro)
             totals = parts.survey.totals(places)
         else:
             step_batches, totals = parts.online_step(step)
-        scored: list[tuple[Batch | ImageBatch, LossOutput]] = []
+        scored: list[tuple[Any, LossOutput]] = []
         for batch in step_batches:
             with parts.memory.told(batch), accelerator.accumulate(scorer):
                 batch = batch.to(accelerator.device)
                 # The reference first: switching an adapter off must not touch the policy's graph.
-                frozen = None if parts.reference is None else parts.reference(batch)
+                frozen: Any = None if parts.reference is None else parts.reference(batch)
                 scores = parts.score(batch, frozen)
                 output = loss(scores, frozen, batch.table, totals)
                 # Gradients get averaged over processes and micro-batches; shares must be summed.

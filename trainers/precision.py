@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
+from torch import nn
 
-from mmalign.scoring.scorer import Scorer
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 Precision = Literal["float32", "bf16"]
 
 
-def in_precision(scorer: Scorer, precision: Precision, device: torch.device) -> Scorer:
+def in_precision(scorer: ModuleT, precision: Precision, device: torch.device) -> ModuleT:
     """The scorer, whose forward pass autocasts to bfloat16 where the precision is bf16.
 
     Done here and not by accelerate, whose bf16 is something else under each engine: autocast with

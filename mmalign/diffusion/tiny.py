@@ -45,7 +45,8 @@ def _sdxl(config: TinyPipeline) -> Any:
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     tokenizer = _tokenizer(config)
-    return StableDiffusionXLPipeline(
+    kind: Any = StableDiffusionXLPipeline  # Annotated without what its own checkpoints leave out.
+    return kind(
         vae=_vae(config),
         text_encoder=_text(tokenizer, projected=False, hidden_act="quick_gelu"),
         text_encoder_2=_text(tokenizer, projected=True, hidden_act="gelu"),
@@ -69,7 +70,8 @@ def _sd(config: TinyPipeline) -> Any:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     tokenizer = _tokenizer(config)
-    return StableDiffusionPipeline(
+    kind: Any = StableDiffusionPipeline  # Annotated without what its own checkpoints leave out.
+    return kind(
         vae=_vae(config),
         text_encoder=_text(tokenizer, projected=False, hidden_act="quick_gelu"),
         tokenizer=tokenizer,
@@ -104,7 +106,8 @@ def _sd3(config: TinyPipeline) -> Any:
         pooled_projection_dim=64,
         pos_embed_max_size=config.image_size // 4,
     )
-    return StableDiffusion3Pipeline(
+    kind: Any = StableDiffusion3Pipeline  # Annotated without what its own checkpoints leave out.
+    return kind(
         transformer=transformer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(config, shift_factor=0.1),
@@ -120,10 +123,14 @@ def _sd3(config: TinyPipeline) -> Any:
 def _vae(config: TinyPipeline, **settings: Any) -> Any:
     from diffusers import AutoencoderKL
 
+    # diffusers annotates these as tuples of one.
+    levels: Any = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+    }
     return AutoencoderKL(
-        block_out_channels=(8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        **levels,
         latent_channels=4,
         norm_num_groups=4,
         sample_size=config.image_size,
@@ -138,15 +145,18 @@ def _unet(config: TinyPipeline, **settings: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
     width = config.channels
+    levels: Any = {
+        "block_out_channels": (width, 2 * width),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": (2, 4),
+    }
     return UNet2DConditionModel(
+        **levels,
         sample_size=config.image_size // 2,
         in_channels=4,
         out_channels=4,
-        block_out_channels=(width, 2 * width),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=(2, 4),
         norm_num_groups=4,
         **settings,
     )

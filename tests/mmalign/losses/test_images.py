@@ -157,7 +157,7 @@ def test_beta_0_is_sft_to_the_bit_and_reads_no_rejected_image():
         made = scores(0.1234, 0.777)
         out = one(made, None, chosen_only, two)
         out.loss.backward()
-        found.append((float(out.loss), made.errors.grad.tolist()))
+        found.append((out.loss.item(), made.errors.grad.tolist()))
     assert found[0] == found[1]
     assert found[0][1] == [0.5, 0.5]
 
