@@ -25,6 +25,8 @@ def configure(level: int = logging.INFO) -> None:
         logger.addHandler(handler)
     logger.setLevel(level if is_main_process() else logging.ERROR)
     logger.propagate = False
+    # On import it warns of a kernel for 4-bit weights on CPUs, whatever the command is about.
+    logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
 
 
 def get_logger(name: str) -> logging.Logger:

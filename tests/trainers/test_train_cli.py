@@ -75,3 +75,16 @@ def test_a_mistake_is_a_sentence(recipe, tmp_path: Path, capsys: pytest.CaptureF
     told = capsys.readouterr().err
     assert "did you mean" in told
     assert "Traceback" not in told
+
+
+def test_an_error_is_all_that_is_said(tmp_path: Path):
+    """In a process of its own, where libraries that warn when imported have not been."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(
+        "{model: {path: x}, data: {path: nowhere}, loss: {name: dpo}, "
+        "optim: {lr: 1.0e-3, batch_size: 1}, run: {output: run}}"
+    )
+    command = [sys.executable, "-m", "trainers", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: nowhere: no such dataset. Build it, or correct the path.\n"
