@@ -171,7 +171,7 @@ def test_shares_add_up_and_weights_multiply():
     whole = MaPO()(scores(*errors), None, both, two)
     first = MaPO()(scores(*errors[:2]), None, TABLE, two)
     second = MaPO()(scores(*errors[2:]), None, TABLE, two)
-    assert float(whole.loss) == pytest.approx(float(first.loss + 3 * second.loss))
+    assert whole.loss.item() == pytest.approx((first.loss + 3 * second.loss).item())
     assert whole.metrics["accuracy"].item() == 1.0 + 3.0 * 0.0
     assert whole.metrics["chosen_error"].item() == pytest.approx(0.1 + 3 * 0.3)
 
