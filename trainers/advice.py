@@ -77,8 +77,7 @@ class Watch:
         try:
             yield
         except RuntimeError as error:
-            words = any(word in str(error) for word in OTHER_WORDS)
-            if not (isinstance(error, torch.OutOfMemoryError) or words):
+            if not ran_out(error):
                 raise
             plan = batch.plan
             held = Held(
@@ -99,6 +98,12 @@ class Watch:
                 wanted=f"at most the {available / GIB:.3g} GiB that there are",
                 fix=as_text(advice(self.recipe, self.sizes, held, available, self.token_pixels)),
             ) from error
+
+
+def ran_out(error: RuntimeError) -> bool:
+    """Whether memory did not suffice, by torch's words for it."""
+    words = any(word in str(error) for word in OTHER_WORDS)
+    return isinstance(error, torch.OutOfMemoryError) or words
 
 
 def available_bytes(device: torch.device) -> int:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -26,7 +26,7 @@ from mmalign.log import get_logger
 from mmalign.scoring.candidates import CandidateBatch, EncodedMedia, Features
 from mmalign.scoring.features import without_pixels
 from mmalign.store import write_atomically
-from trainers.keyed_folder import KeyedFolder
+from trainers.keyed_folder import KeyedFolder, tensors_in
 from trainers.objectives.base import PreparedRow
 
 logger = get_logger("trainers.features")
@@ -36,7 +36,7 @@ ANEW = "`mmalign precompute RECIPE --fresh` makes them anew"
 
 
 class FeatureStore(KeyedFolder):
-    """One folder of features. `index`: the file and the number of tensors of each picture."""
+    """One folder of features. `index`: the file and tensor names of each picture."""
 
     kept = "vision features"
     pattern = "pictures-*.safetensors"
@@ -45,23 +45,13 @@ class FeatureStore(KeyedFolder):
 
     def __init__(self, folder: Path, key: dict[str, Any], about: dict[str, Any]) -> None:
         super().__init__(folder, key, about)
-        self.index: dict[str, tuple[Path, int]] = {}
+        self.index: dict[str, tuple[Path, list[str]]] = {}
         self._damaged: list[Path] = []
 
     def look(self) -> None:
         """Find what is stored. A file that is cut short is said and counts as absent."""
-        self.index, self._damaged = {}, []
-        for file in sorted(self.folder.glob(self.pattern)):
-            try:
-                with safe_open(file, "pt") as stored:
-                    names = list(stored.keys())
-            except (SafetensorError, OSError) as error:
-                logger.warning("%s is damaged (%s): its features are made again", file, error)
-                self._damaged.append(file)
-                continue
-            for name in names:
-                digest = name.partition("/")[0]
-                self.index[digest] = (file, self.index.get(digest, (file, 0))[1] + 1)
+        files = self.folder.glob(self.pattern)
+        self.index, self._damaged = tensors_in(files, lost="its features are made again")
 
     def missing(self, digests: Iterable[str]) -> list[str]:
         """Those of `digests` that are not stored. Raises TrainingError where the key differs."""
@@ -97,10 +87,12 @@ class FeatureStore(KeyedFolder):
                 got=f"digest {digest[:12]}",
                 fix="put the picture back as it was, or start the run anew",
             )
-        file, count = self.index[digest]
+        file, parts = self.index[digest]
         with safe_open(file, "pt") as stored:
             # Copies: a view would keep the whole file's memory with it between processes.
-            pooled, *deeper = (stored.get_tensor(f"{digest}/{n}").clone() for n in range(count))
+            pooled, *deeper = (
+                stored.get_tensor(f"{digest}/{n}").clone() for n in range(len(parts))
+            )
         return Features(pooled=pooled, deeper=tuple(deeper))
 
 

@@ -9,14 +9,44 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
+from safetensors import SafetensorError, safe_open
+
 from mmalign.errors import TrainingError
+from mmalign.log import get_logger
 from mmalign.store import write_atomically
 from trainers.reference_key import differences
 
+logger = get_logger("trainers.keyed_folder")
+
 KEY = "key.json"
+
+
+def tensors_in(
+    files: Iterable[Path], *, lost: str
+) -> tuple[dict[str, tuple[Path, list[str]]], list[Path]]:
+    """Which safetensors file holds what, for tensors named `digest/part`; and damaged files.
+
+    Returns the file and the parts of each digest. A file that is cut short is said, with what that
+    means (`lost`), and what it held counts as absent.
+    """
+    index: dict[str, tuple[Path, list[str]]] = {}
+    damaged: list[Path] = []
+    for file in sorted(files):
+        try:
+            with safe_open(file, "pt") as stored:
+                names = list(stored.keys())
+        except (SafetensorError, OSError) as error:
+            logger.warning("%s is damaged (%s): %s", file, error, lost)
+            damaged.append(file)
+            continue
+        for name in names:
+            digest, _, part = name.partition("/")
+            index.setdefault(digest, (file, []))[1].append(part)
+    return index, damaged
 
 
 class KeyedFolder:

@@ -143,11 +143,7 @@ class ImageRows:
         rows = [self._rows[survey.rows[place]] for place in places]
         drawn = [self._drawn(row, step) for row in rows]
         sides = range(2 if self.with_rejected else 1)
-        stored = [
-            self.store.read(row.frames[draw.frame][side])
-            for side in sides
-            for row, draw in zip(rows, drawn, strict=True)
-        ]
+        stored = [draw.stored[side] for side in sides for draw in drawn]
         prompts = [self.store.read(prompt_digest(row.prompt)) for row in rows] * len(sides)
         draws = drawn * len(sides)
         latents = [_latent(one, draw) for one, draw in zip(stored, draws, strict=True)]
@@ -204,11 +200,12 @@ class ImageRows:
         generator = _generator(self.recipe.run.seed, str(step), row.id)
         frame = int(torch.randint(len(row.frames), (1,), generator=generator))
         timestep = int(torch.randint(self.num_steps, (1,), generator=generator))
-        shape = self.store.read(row.frames[frame][0])["mean"].shape
+        stored = [self.store.read(digest) for digest in row.frames[frame]]
+        shape = stored[0]["mean"].shape
         noise = torch.randn(shape, generator=generator)
         posterior = torch.randn(shape, generator=generator)
         return _Drawn(
-            frame=frame,
+            stored=stored,
             timestep=timestep,
             noise=noise,
             posterior=posterior if self.recipe.denoiser.sample else torch.zeros(shape),
@@ -221,9 +218,12 @@ class _Dropped(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Drawn:
-    """What chance decides of a row in a step, for both of its images."""
+    """What chance decides of a row in a step, for both of its images.
 
-    frame: int
+    stored: what is stored of each image in the frame that was drawn, chosen first.
+    """
+
+    stored: list[dict[str, Tensor]]
     timestep: int
     noise: Tensor
     posterior: Tensor

@@ -22,7 +22,7 @@ from mmalign.losses.base import Need
 from mmalign.records import ImagePreference
 from mmalign.scores import DenoiseScores
 from mmalign.store import Dataset, write_atomically
-from trainers.advice import OTHER_WORDS
+from trainers.advice import ran_out
 from trainers.directory import RunDirectory
 from trainers.images.config import ImageRecipe
 from trainers.images.encode import make_encoded, store_of
@@ -93,8 +93,7 @@ class ImageWatch:
         try:
             yield
         except RuntimeError as error:
-            words = any(word in str(error) for word in OTHER_WORDS)
-            if not (isinstance(error, torch.OutOfMemoryError) or words):
+            if not ran_out(error):
                 raise
             size, model = len(batch.places), self.recipe.model
             ways = [f"optim.micro_batch_size={size // 2}"] if size > 1 else []

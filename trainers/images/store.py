@@ -22,7 +22,7 @@ from mmalign.diffusion.framing import Frame
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger
 from mmalign.store import write_atomically
-from trainers.keyed_folder import KeyedFolder
+from trainers.keyed_folder import KeyedFolder, tensors_in
 
 logger = get_logger("trainers.images")
 
@@ -42,18 +42,8 @@ class EncodedStore(KeyedFolder):
 
     def look(self) -> None:
         """Find what is stored. A file that is cut short is said and counts as absent."""
-        self.index, self._damaged = {}, []
-        for file in sorted(self.folder.glob(self.pattern)):
-            try:
-                with safe_open(file, "pt") as stored:
-                    names = list(stored.keys())
-            except (SafetensorError, OSError) as error:
-                logger.warning("%s is damaged (%s): what it held is made again", file, error)
-                self._damaged.append(file)
-                continue
-            for name in names:
-                digest, _, part = name.partition("/")
-                self.index.setdefault(digest, (file, []))[1].append(part)
+        files = self.folder.glob(self.pattern)
+        self.index, self._damaged = tensors_in(files, lost="what it held is made again")
 
     def missing(self, digests: Iterable[str]) -> list[str]:
         """Those that are not stored. Raises TrainingError where the key differs."""
