@@ -22,14 +22,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmalign.errors import TrainingError
-from mmalign.log import get_logger
 from mmalign.scoring.candidates import CandidateBatch, EncodedMedia, Features
 from mmalign.scoring.features import without_pixels
 from mmalign.store import write_atomically
 from trainers.keyed_folder import KeyedFolder, tensors_in
 from trainers.objectives.base import PreparedRow
-
-logger = get_logger("trainers.features")
 
 ELSEWHERE = "set features.folder to another folder"
 ANEW = "`mmalign precompute RECIPE --fresh` makes them anew"

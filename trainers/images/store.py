@@ -20,11 +20,8 @@ from torch import Tensor
 
 from mmalign.diffusion.framing import Frame
 from mmalign.errors import TrainingError
-from mmalign.log import get_logger
 from mmalign.store import write_atomically
 from trainers.keyed_folder import KeyedFolder, tensors_in
-
-logger = get_logger("trainers.images")
 
 
 class EncodedStore(KeyedFolder):
