@@ -23,11 +23,9 @@ from pydantic import Field, model_validator
 from data_builders.digit_world import (
     CELL_PIXELS,
     COLORS,
-    DIGITS,
     PARTNERS,
     SPLITS,
     absent_from,
-    handwriting,
     is_complete,
     paint,
     pope_digits,
@@ -36,6 +34,7 @@ from data_builders.digit_world import (
 )
 from mmalign import store
 from mmalign.config import Strict
+from mmalign.handwriting import DIGITS, handwriting
 from mmalign.log import get_logger, progress
 from mmalign.records import Example, Media, Origin, user
 

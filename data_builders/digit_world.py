@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import numpy as np
 
 from mmalign import store
 from mmalign.errors import DataError
+from mmalign.handwriting import handwriting
 
-DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLORS = ("red", "green", "blue", "yellow", "purple")
 RGB = ((1, 0.15, 0.15), (0.15, 1, 0.15), (0.15, 0.15, 1), (1, 1, 0.15), (1, 0.15, 1))
 USUAL_COLOR = (0, 1, 2, 3, 4, 1, 2, 3, 4, 0)  # of digit zero, one, two, …
@@ -92,18 +91,3 @@ def paint(
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines, the file whole or not at all."""
     store.write_atomically(path, "".join(f"{line}\n" for line in lines))
-
-
-@cache
-def handwriting() -> tuple[Any, dict[str, list[list[int]]]]:
-    """Handwritten digits [1797, 8, 8] in [0, 1], and per split the rows of each digit."""
-    from sklearn.datasets import load_digits
-
-    digits: Any = load_digits()
-    order = np.random.RandomState(0).permutation(len(digits.target))
-    cut = int(0.7 * len(order))
-    rows = {
-        split: [[int(row) for row in part if digits.target[row] == digit] for digit in range(10)]
-        for split, part in (("train", order[:cut]), ("test", order[cut:]))
-    }
-    return (digits.images / 16).astype(np.float32), rows

@@ -256,7 +256,7 @@ def critique(source: Path, output: Path, *, start: int, count: int) -> None:
 
 def objects(caption: str) -> list[str]:
     """`the image shows a red three and a blue seven .` -> [red three, blue seven]"""
-    from data_builders.digit_scenes import DIGITS
+    from mmalign.handwriting import DIGITS
 
     words = caption.split()
     return [

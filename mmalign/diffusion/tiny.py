@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from mmalign.config import Strict
 
@@ -19,16 +19,22 @@ class TinyPipeline(Strict):
     """A small pipeline of one of the known classes.
 
     words: become one token each; other text is spelled. channels: width of the backbone's first
-    level. image_size: pixels, of which a latent has half on each side.
+    level. vae_channels: widths of the VAE's levels; each but the first halves a latent's sides.
     """
 
     output: Path
     pipeline: Literal["sdxl", "sd", "sd3"] = "sdxl"
     words: tuple[str, ...] = ()
     channels: PositiveInt = 16
+    vae_channels: tuple[PositiveInt, ...] = Field((8, 16), min_length=1)
     image_size: PositiveInt = 32
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     seed: int = 0
+
+    @property
+    def latent_size(self) -> int:
+        """Side of a latent."""
+        return self.image_size // 2 ** (len(self.vae_channels) - 1)
 
     def build(self) -> Path:
         """Write the pipeline to `output`, as `from_pretrained` reads it."""
@@ -94,7 +100,7 @@ def _sd3(config: TinyPipeline) -> Any:
 
     tokenizer = _tokenizer(config)
     transformer = SD3Transformer2DModel(
-        sample_size=config.image_size // 2,
+        sample_size=config.latent_size,
         patch_size=2,
         in_channels=4,
         out_channels=4,
@@ -104,7 +110,7 @@ def _sd3(config: TinyPipeline) -> Any:
         caption_projection_dim=32,
         joint_attention_dim=64,
         pooled_projection_dim=64,
-        pos_embed_max_size=config.image_size // 4,
+        pos_embed_max_size=config.latent_size // 2,
     )
     kind: Any = StableDiffusion3Pipeline  # Annotated without what its own checkpoints leave out.
     return kind(
@@ -125,9 +131,9 @@ def _vae(config: TinyPipeline, **settings: Any) -> Any:
 
     # diffusers annotates these as tuples of one.
     levels: Any = {
-        "block_out_channels": (8, 16),
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": config.vae_channels,
+        "down_block_types": ("DownEncoderBlock2D",) * len(config.vae_channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(config.vae_channels),
     }
     return AutoencoderKL(
         **levels,
@@ -153,7 +159,7 @@ def _unet(config: TinyPipeline, **settings: Any) -> Any:
     }
     return UNet2DConditionModel(
         **levels,
-        sample_size=config.image_size // 2,
+        sample_size=config.latent_size,
         in_channels=4,
         out_channels=4,
         layers_per_block=1,

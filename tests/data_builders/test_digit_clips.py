@@ -20,10 +20,11 @@ from data_builders.digit_clips import (
     Event,
     encode,
 )
-from data_builders.digit_world import COLORS, DIGITS, PARTNER, RGB, SPLITS, USUAL_COLOR, handwriting
+from data_builders.digit_world import COLORS, PARTNER, RGB, SPLITS, USUAL_COLOR
 from mmalign.clips import Backend, FrameSampling, open_clip, working_backends
 from mmalign.config import load_config, validate
 from mmalign.errors import ConfigError, DataError
+from mmalign.handwriting import DIGITS, handwriting
 from mmalign.models.tiny import TinyModel
 from mmalign.records import Example, Media, check, prompt_text
 from mmalign.store import open_dataset

@@ -13,7 +13,6 @@ from data_builders.digit_scenes import DigitScenes, Placed, Scene, question
 from data_builders.digit_world import (
     BY_POPULARITY,
     COLORS,
-    DIGITS,
     PARTNER,
     RGB,
     SPLITS,
@@ -21,6 +20,7 @@ from data_builders.digit_world import (
 )
 from mmalign.config import validate
 from mmalign.errors import ConfigError, DataError
+from mmalign.handwriting import DIGITS
 from mmalign.media import open_image
 from mmalign.records import Example, check, prompt_text
 from mmalign.store import open_dataset
