@@ -25,7 +25,18 @@ from mmalign import __version__
 from mmalign.errors import DataError, MediaError
 from mmalign.log import progress
 from mmalign.media import open_image, read_bytes, resolve
-from mmalign.records import Block, Media, Message, Preference, check, kind_name, to_row
+from mmalign.records import (
+    Block,
+    Example,
+    ImagePreference,
+    Media,
+    Message,
+    Preference,
+    Ranking,
+    check,
+    kind_name,
+    to_row,
+)
 from mmalign.store import MANIFEST, Manifest, write_atomically, write_dataset
 
 if TYPE_CHECKING:
@@ -43,15 +54,17 @@ def convert(
     *,
     media_root: Path | None = None,
     embed_media: bool = False,
+    limit: int | None = None,
 ) -> Manifest:
     """Import `source` through `read` into the directory `out`.
 
     Media paths are taken relative to `media_root`, by default the source's folder, and stay where
     they are unless `embed_media`. Of two rows with one id, the first is kept; what is of another
-    kind than the first record is left out.
+    kind than the first record is left out. After `limit` good records nothing more is read: ties
+    and bad rows do not count.
     Raises DataError when `out` is a dataset already, the source cannot be read, or no row is good.
     """
-    if not source.exists():
+    if not source.exists() and "*" not in source.name:
         raise DataError("no such file or folder", where=str(source))
     if (out / MANIFEST).exists():
         raise DataError("is a dataset already", where=str(out), fix="delete it or choose another")
@@ -73,6 +86,8 @@ def convert(
             seen.add(verdict.id)
             counts["imported"] += 1
             yield verdict
+            if counts["imported"] == limit:
+                break
         lines = [json.dumps(asdict(row), ensure_ascii=True) + "\n" for row in bad]
         write_atomically(out / QUARANTINE, "".join(lines))
 
@@ -92,7 +107,11 @@ def convert(
             itertools.chain([first], records),
             builder="convert",
             builder_version=__version__,
-            config={"source": str(source), "importer": first.origin.builder},
+            config={
+                "source": str(source),
+                "importer": first.origin.builder,
+                "limit": limit,
+            },
             counts=counts,  # filled while the records are written
             media_root="media" if embed_media else str(root),
         )
@@ -104,7 +123,9 @@ def told(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
 
 
-def with_frames(record: Imported, root: Path) -> Imported:
+def with_frames(
+    record: Example | Preference | Ranking, root: Path
+) -> Example | Preference | Ranking:
     """The record with each clip that is a folder of frames as pictures in the clip's place.
 
     Of n frames in the order of their names, those at floor(i (n - 1) / (NUM_FRAMES - 1)) are taken,
@@ -169,17 +190,28 @@ def _admitted(
     except UnicodeEncodeError:
         return bad(reason="not_unicode", detail="a text holds half of a surrogate pair")
     try:
-        record = with_frames(record, settle.root)
-        columns = ["images", "videos"]
-        if isinstance(record, Preference):
-            columns += ["contrast_images", "contrast_videos"]
-        changes: dict[str, Any] = {
-            column: tuple(map(settle.clip if column.endswith("videos") else settle.picture, media))
-            for column in columns
-            if (media := getattr(record, column))
-        }
+        record = _settled(record, settle)
     except MediaError as error:
         return bad(reason="unreadable_media", detail=str(error))
+    if isinstance(record, ImagePreference) and record.chosen.sha256 == record.rejected.sha256:
+        return bad(reason="same_image", detail="chosen and rejected are one picture")
+    return record
+
+
+def _settled(record: Imported, settle: _Settler) -> Imported:
+    """The record with its media checked and hashed. Raises MediaError."""
+    if isinstance(record, ImagePreference):
+        chosen, rejected = settle.picture(record.chosen), settle.picture(record.rejected)
+        return replace(record, chosen=chosen, rejected=rejected)
+    record = with_frames(record, settle.root)
+    columns = ["images", "videos"]
+    if isinstance(record, Preference):
+        columns += ["contrast_images", "contrast_videos"]
+    changes: dict[str, Any] = {
+        column: tuple(map(settle.clip if column.endswith("videos") else settle.picture, media))
+        for column in columns
+        if (media := getattr(record, column))
+    }
     return replace(record, **changes)
 
 

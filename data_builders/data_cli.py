@@ -10,8 +10,11 @@ from typing import Annotated
 import typer
 
 from data_builders.importers import (
+    hpdv2,
+    image_folders,
     llava,
     mm_rlhf,
+    pickapic,
     povid,
     realign,
     rlaif_v,
@@ -39,6 +42,9 @@ IMPORTERS = {
     "sharegpt": sharegpt.read,
     "rrpo": rrpo.read,
     "mm_rlhf": mm_rlhf.read,
+    "pickapic": pickapic.read,
+    "hpdv2": hpdv2.read,
+    "image_folders": image_folders.read,
 }
 Format = StrEnum("Format", list(IMPORTERS))
 
@@ -115,7 +121,10 @@ def preview(
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="A parquet, JSON or JSON lines file, or a folder.")
+        Path,
+        typer.Argument(
+            help="A parquet, JSON or JSON lines file, a folder, or a quoted pattern of files."
+        ),
     ],
     out: Annotated[Path, typer.Argument(help="The dataset directory to make.")],
     format: Annotated[Format, typer.Option("--from", help="What SOURCE holds.")],
@@ -130,13 +139,17 @@ def convert(
     embed_media: Annotated[
         bool, typer.Option("--embed-media", help="Copy pictures and clips into the rows.")
     ] = False,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stop after so many records; ties and bad rows do not count."),
+    ] = None,
 ) -> None:
     """Import another tool's file; rows that cannot be used go to OUT/quarantine.jsonl."""
     from data_builders.convert import QUARANTINE, told
     from data_builders.convert import convert as run
 
     read = IMPORTERS[format.value]
-    manifest = run(source, out, read, media_root=media_root, embed_media=embed_media)
+    manifest = run(source, out, read, media_root=media_root, embed_media=embed_media, limit=limit)
     typer.echo(f"{out}: {manifest.num_records} {manifest.kind} records")
     num_bad = sum(manifest.counts.values()) - manifest.counts["imported"]
     if num_bad:

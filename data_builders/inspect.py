@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_builders.picture_pairs import PicturePairs, numbers_text, same_picture
 from mmalign.answers import yes_no
 from mmalign.errors import DataError, MediaError
 from mmalign.log import progress
@@ -71,6 +72,14 @@ def validate(dataset: Dataset[Any], *, skip_media: bool = False) -> Iterator[Fin
                 what=f"is that of row {first_row[record.id]} too",
                 fix="give every row an id of its own",
             )
+        if isinstance(record, ImagePreference) and same_picture(record):
+            yield Finding(
+                row=row,
+                id=record.id,
+                column="rejected",
+                what="is the chosen picture",
+                fix="drop the row: it teaches nothing",
+            )
         for column, media in () if skip_media else media_of(record):
             key = (media_key(media), media.path)
             if key not in media_errors:
@@ -86,13 +95,14 @@ def validate(dataset: Dataset[Any], *, skip_media: bool = False) -> Iterator[Fin
 
 
 def stats(dataset: Dataset[Any]) -> dict[str, Any]:
-    """The numbers of a dataset, as plain values: lengths, bias, duplicates, balance, reasons."""
+    """The numbers of a dataset, as plain values: lengths, bias, duplicates, sizes, reasons."""
     lengths: dict[str, list[tuple[int, int]]] = {}
     answers: Counter[str] = Counter()
     reasons: Counter[str] = Counter()
     rows: Counter[Any] = Counter()
     found: dict[str, bool] = {}
     num_equal = 0
+    pairs = PicturePairs()
     for record in progress(dataset, label="counting", total=len(dataset)):
         for name, text in _texts(record):
             lengths.setdefault(name, []).append((len(text.split()), len(text)))
@@ -103,6 +113,9 @@ def stats(dataset: Dataset[Any]) -> dict[str, Any]:
             if path not in found:
                 found[path] = _exists(path, dataset.media_root)
         num_equal += isinstance(record, Preference) and record.chosen == record.rejected
+        if isinstance(record, ImagePreference):
+            num_equal += same_picture(record)
+            pairs.add(record, dataset.media_root)
         reasons[record.origin.reason or "none given"] += 1
         rows[record.prompt, tuple(map(media_key, media))] += 1
     return {
@@ -116,6 +129,7 @@ def stats(dataset: Dataset[Any]) -> dict[str, Any]:
         },
         "yes_no": {"yes": answers["yes"], "no": answers["no"], "other": answers["other"]},
         "missing_media": sorted(path for path, exists in found.items() if not exists),
+        "picture_pairs": pairs.numbers(),
         "reasons": by_reason(reasons),
     }
 
@@ -154,7 +168,9 @@ def stats_text(numbers: dict[str, Any]) -> str:
         )
     twice = numbers["duplicates"]
     lines.append(f"\nrows whose prompt and media came before: {twice['same_prompt_and_media']}")
-    lines.append(f"pairs whose responses are equal: {twice['chosen_is_rejected']}")
+    sides = "pictures" if numbers["picture_pairs"] else "responses"
+    lines.append(f"pairs whose {sides} are equal: {twice['chosen_is_rejected']}")
+    lines += numbers_text(numbers["picture_pairs"])
     missing = numbers["missing_media"]
     shown = f" ({', '.join(missing[:3])}{', …' if len(missing) > 3 else ''})" if missing else ""
     lines.append(f"media files missing: {len(missing)}{shown}")

@@ -12,7 +12,6 @@ from mmalign.media import open_image
 from mmalign.records import (
     Example,
     ImagePreference,
-    Media,
     Preference,
     Ranking,
     Record,
@@ -49,23 +48,31 @@ def _card(
 ) -> Card:
     pictures: list[str] = []
     names: list[str] = []
+    sizes: list[str] = []
     texts: list[Text] = [*_responses(record)]
     for column, media in media_of(record):
         if column.endswith("videos"):
             texts.append((column, media.path or "embedded clip"))
             continue
         try:
-            pictures.append(_picture(media, root))
+            image = open_image(media, root)
+            pictures.append(thumbnail(image))
             names.append(column)
+            sizes.append(f"{image.width} x {image.height}")
         except MediaError as error:
             texts.append((column, str(error)))
     if preparer is not None and not isinstance(record, ImagePreference):
         texts += _as_the_model_sees(record, root, preparer)
     strips, problems = artist.strips(record, root)
     texts += [("clip", problem) for problem in problems]
-    note = f"pictures, in order: {', '.join(names)}" if len(set(names)) > 1 else ""
     texts.append(("origin", _origin(record)))
-    return Card(f"row {row}: {record.id}", pictures, texts, note, strips)
+    title = f"row {row}: {record.id}"
+    if isinstance(record, ImagePreference):
+        # Which of the two is which must not need counting.
+        under = tuple(f"{name}, {size}" for name, size in zip(names, sizes, strict=True))
+        return Card(title, pictures, texts, under=under)
+    note = f"pictures, in order: {', '.join(names)}" if len(set(names)) > 1 else ""
+    return Card(title, pictures, texts, note, strips)
 
 
 def _responses(record: Record) -> Iterator[Text]:
@@ -80,6 +87,8 @@ def _responses(record: Record) -> Iterator[Text]:
                 yield f"rank {response.rank}", response.text
         case Example() | Verifiable():
             yield "answer", record.answer or "none given"
+        case ImagePreference() if record.p_target != 1.0:
+            yield "p_target", f"{record.p_target:.3g}"
 
 
 def _as_the_model_sees(record: Any, root: Path, preparer: Preparer) -> Iterator[Text]:
@@ -95,10 +104,6 @@ def _as_the_model_sees(record: Any, root: Path, preparer: Preparer) -> Iterator[
     num_media = condition.num_media_tokens
     kind = "image" if num_media == condition.num_image_tokens else "image and video"
     yield "prompt tokens", f"{num_tokens}, of which {num_media} are {kind} tokens"
-
-
-def _picture(media: Media, root: Path) -> str:
-    return thumbnail(open_image(media, root))
 
 
 def _origin(record: Record) -> str:

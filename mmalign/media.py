@@ -6,15 +6,18 @@ import hashlib
 import io
 import stat
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from mmalign.errors import MediaError
 from mmalign.records import Media
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,15 @@ class ImageLimits:
 
     max_pixels: int = 64_000_000
     max_bytes: int = 256 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureHeader:
+    """What a file says of its picture: pixels, upright, and Pillow's name of its colour mode."""
+
+    width: int
+    height: int
+    mode: str
 
 
 def resolve(media: Media, root: Path | None) -> Path:
@@ -100,35 +112,29 @@ def open_image(
     frame counts. The number of pixels is taken from the header, before anything is decoded.
     Raises MediaError for a missing, empty, truncated, oversized or unreadable file.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import ImageOps
 
-    where = _name(media)
-    data = read_bytes(media, root, limits, verify=verify)
-    if not data:
-        raise MediaError("is empty", where=where, got="0 bytes", fix="replace it or drop the row")
-    try:
-        with warnings.catch_warnings():
-            # We refuse by our own limit, below; Pillow need not warn about its own.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-        with image:
-            if image.width * image.height > limits.max_pixels:
-                raise _too_many_pixels(f"{image.width}x{image.height}", limits, where)
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), where)
-    except MediaError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise _too_many_pixels(str(error), limits, where) from None
-    except UnidentifiedImageError:
-        raise MediaError(
-            "is no picture in a known format", where=where, got=f"bytes that begin {data[:12]!r}"
-        ) from None
-    except Exception as error:
-        # Pillow's decoders raise whatever they like on a broken file; each means the same here.
-        raise MediaError(
-            f"cannot be decoded ({error})", where=where, fix="replace it or drop the row"
-        ) from None
+    def decoded(image: Image) -> Image:
+        image.load()
+        return _to_rgb(ImageOps.exif_transpose(image), _name(media))
+
+    return _opened(media, root, limits, decoded, verify=verify)
+
+
+def picture_header(
+    media: Media, root: Path | None = None, limits: ImageLimits = ImageLimits()
+) -> PictureHeader:
+    """A picture's size and mode, its pixels not decoded. Raises MediaError as open_image does."""
+
+    def told(image: Image) -> PictureHeader:
+        # Pillow would decode a whole PNG to see whether an orientation comes after the pixels.
+        may_lie = "exif" in image.info or image.format != "PNG"
+        # By EXIF, orientations from 5 on lie on their side.
+        lies = may_lie and image.getexif().get(0x0112, 1) >= 5
+        width, height = image.size[::-1] if lies else image.size
+        return PictureHeader(width=width, height=height, mode=image.mode)
+
+    return _opened(media, root, limits, told)
 
 
 def embed(image: Image, *, path: str | None = None) -> Media:
@@ -147,6 +153,45 @@ def media_key(media: Media) -> str:
     if media.bytes is not None:
         return hashlib.sha256(media.bytes).hexdigest()
     return media.path or ""
+
+
+def _opened(
+    media: Media,
+    root: Path | None,
+    limits: ImageLimits,
+    read: Callable[[Image], T],
+    *,
+    verify: bool = False,
+) -> T:
+    """What `read` makes of the picture's file, whose header has passed the limits."""
+    from PIL import Image, UnidentifiedImageError
+
+    where = _name(media)
+    data = read_bytes(media, root, limits, verify=verify)
+    if not data:
+        raise MediaError("is empty", where=where, got="0 bytes", fix="replace it or drop the row")
+    try:
+        with warnings.catch_warnings():
+            # We refuse by our own limit, below; Pillow need not warn about its own.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+        with image:
+            if image.width * image.height > limits.max_pixels:
+                raise _too_many_pixels(f"{image.width}x{image.height}", limits, where)
+            return read(image)
+    except MediaError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels(str(error), limits, where) from None
+    except UnidentifiedImageError:
+        raise MediaError(
+            "is no picture in a known format", where=where, got=f"bytes that begin {data[:12]!r}"
+        ) from None
+    except Exception as error:
+        # Pillow's decoders raise whatever they like on a broken file; each means the same here.
+        raise MediaError(
+            f"cannot be decoded ({error})", where=where, fix="replace it or drop the row"
+        ) from None
 
 
 def _to_rgb(image: Image, where: str) -> Image:

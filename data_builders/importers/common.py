@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from mmalign import __version__
 from mmalign.errors import DataError
-from mmalign.records import Block, Example, Media, Message, Preference, Ranking
+from mmalign.records import (
+    Block,
+    Example,
+    ImagePreference,
+    Media,
+    Message,
+    Preference,
+    Ranking,
+)
 
-Imported = Example | Preference | Ranking
+Imported = Example | Preference | Ranking | ImagePreference
 ImportedT = TypeVar("ImportedT", bound=Imported)
 Place = Literal["image", "video"]
 
@@ -65,47 +73,61 @@ class Unusable(Exception):
 
 
 def import_rows(
-    source: Path, parse: Callable[[Row], ImportedT], importer: str
+    source: Path,
+    parse: Callable[[Row], ImportedT],
+    importer: str,
+    *,
+    columns: Collection[str] | None = None,
 ) -> Iterator[ImportedT | Bad]:
     """Run `parse` over the rows of a source; what it finds Unusable is yielded as Bad.
 
-    Of the record's origin, `detail` is the importer's own.
+    Of the record's origin, `detail` is the importer's own. `columns`: see read_rows.
     """
-    for row in read_rows(source):
+    return import_each(source, lambda row: iter((parse(row),)), importer, columns=columns)
+
+
+def import_each(
+    source: Path,
+    parse: Callable[[Row], Iterator[ImportedT | Bad]],
+    importer: str,
+    *,
+    columns: Collection[str] | None = None,
+) -> Iterator[ImportedT | Bad]:
+    """`import_rows` where a row holds any number of records; `parse` yields them.
+
+    Where it raises Unusable, the rest of the row is one Bad.
+    """
+    for row in read_rows(source, columns):
         if isinstance(row, Bad):
             yield row
             continue
         try:
-            record = parse(row)
+            for record in parse(row):
+                yield record if isinstance(record, Bad) else stamped(record, importer, row.where)
         except Unusable as error:
             yield Bad(where=row.where, id=row.id, reason=error.reason, detail=error.detail)
-            continue
-        origin = replace(
-            record.origin,
-            builder=importer,
-            version=__version__,
-            source=row.where,
-            reason="imported",
-        )
-        yield replace(record, origin=origin)
 
 
-def read_rows(source: Path) -> Iterator[Row | Bad]:
+def stamped(record: ImportedT, importer: str, where: str) -> ImportedT:
+    """The record with an origin that says what imported it, and from where."""
+    origin = replace(
+        record.origin, builder=importer, version=__version__, source=where, reason="imported"
+    )
+    return replace(record, origin=origin)
+
+
+def read_rows(source: Path, columns: Collection[str] | None = None) -> Iterator[Row | Bad]:
     """The rows of a parquet file, a folder of them, a JSON list, or JSON lines.
 
+    A folder's files lie in it or in its `data/`, as on the hub; a name with `*` is all files that
+    match it. Of parquet, only `columns` are read, and at most one row group lies in memory.
     Lines are counted from 1, rows of parquet and of lists from 0.
     Raises DataError when the source as a whole cannot be read.
     """
-    if source.is_dir():
-        files = sorted(source.glob("*.parquet"))
-        if not files:
-            raise DataError("holds no parquet file", where=str(source))
-    else:
-        files = [source]
-    for file in files:
+    for file in _files(source):
         try:
             if file.suffix == ".parquet":
-                yield from _parquet_rows(file)
+                yield from _parquet_rows(file, columns)
             elif file.suffix != ".jsonl" and _holds_a_list(file):
                 yield from _list_rows(file)
             else:
@@ -146,6 +168,19 @@ def media(value: Any) -> tuple[Media, ...]:
         if isinstance(data, bytes | None) and isinstance(path, str | None):
             return (Media(path=path, bytes=data),)
     raise Unusable("wrong_type", 'a picture or clip is neither a path nor {"bytes", "path"}')
+
+
+def side(value: Any, column: str) -> Media:
+    """One picture of a pair: bytes, a path, or {"bytes", "path"}."""
+    held = value.get("bytes") if isinstance(value, dict) else value
+    if held is None and isinstance(value, dict):
+        held = value.get("path")
+    if held is None or held in (b"", ""):
+        raise Unusable("missing_side", f"{column} holds no picture")
+    found = media({"bytes": value} if isinstance(value, bytes) else value)
+    if len(found) != 1:
+        raise Unusable("wrong_type", f"{column} holds {len(found)} pictures, wanted one")
+    return found[0]
 
 
 def messages(
@@ -234,16 +269,45 @@ def _text_blocks(words: str, places: Mapping[str, Place]) -> Iterator[Block]:
             yield Block(type="text", text=part.strip("\n"))
 
 
-def _parquet_rows(file: Path) -> Iterator[Row | Bad]:
+def _files(source: Path) -> list[Path]:
+    if "*" in source.name and not source.exists():
+        if files := sorted(source.parent.glob(source.name)):
+            return files
+        raise DataError("matches no file", where=str(source))
+    if not source.is_dir():
+        return [source]
+    files = sorted(source.glob("*.parquet")) or sorted(source.glob("data/*.parquet"))
+    if not files:
+        raise DataError("holds no parquet file, nor does its data/", where=str(source))
+    # Hubs keep a set's splits in one folder. To mix them would train on what evaluates.
+    named = [re.match(r"(.+?)-\d{5}-of-\d{5}", file.name) for file in files]
+    splits = sorted({name[1] for name in named if name})
+    if len(splits) > 1:
+        example = "train" if "train" in splits else splits[-1]
+        raise DataError(
+            f"holds {len(splits)} splits",
+            where=str(source),
+            got=", ".join(splits),
+            wanted="one",
+            fix=f'name one by a quoted pattern, such as "{files[0].parent / example}-*.parquet"',
+        )
+    return files
+
+
+def _parquet_rows(file: Path, columns: Collection[str] | None) -> Iterator[Row | Bad]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     index = 0
     try:
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
-            for values in batch.to_pylist():
-                yield _row(file, "row", index, values)
-                index += 1
+        # Its default, pre_buffer, holds a whole file of pictures in memory.
+        with pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as parquet:
+            known = parquet.schema_arrow.names
+            wanted = known if columns is None else [name for name in known if name in columns]
+            for batch in parquet.iter_batches(batch_size=64, columns=wanted):
+                for values in batch.to_pylist():
+                    yield _row(file, "row", index, values)
+                    index += 1
     except pa.ArrowException as error:
         reason = str(error).partition("\n")[0]
         raise DataError(f"cannot be read ({reason})", where=f"{file}, row {index}") from None

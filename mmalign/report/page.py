@@ -57,13 +57,17 @@ class Strip:
 
 @dataclass(frozen=True)
 class Card:
-    """One entry of a gallery: strips, pictures (data URIs), then labelled texts, then a note."""
+    """One entry of a gallery: strips, pictures (data URIs), then labelled texts, then a note.
+
+    under: what stands under each picture; empty for nothing.
+    """
 
     title: str
     images: list[str]
     texts: list[tuple[str, str | Marked]]
     note: str = ""
     strips: tuple[Strip, ...] = ()
+    under: tuple[str, ...] = ()
 
 
 class Page:

@@ -14,7 +14,16 @@ import pytest
 from PIL import Image
 
 from mmalign.errors import MediaError
-from mmalign.media import ImageLimits, embed, media_key, open_image, read_bytes, resolve
+from mmalign.media import (
+    ImageLimits,
+    PictureHeader,
+    embed,
+    media_key,
+    open_image,
+    picture_header,
+    read_bytes,
+    resolve,
+)
 from mmalign.records import Media
 
 
@@ -111,6 +120,26 @@ def test_an_exif_rotated_photo_stands_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side; shown turned by 90 degrees
     assert opened(Image.new("RGB", (40, 20)), "JPEG", exif=exif).size == (20, 40)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (4, 3)), (3, (4, 3)), (6, (3, 4))])
+def test_a_header_tells_the_upright_size_and_the_files_own_mode(
+    orientation: int, size: tuple[int, int]
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    media = Media(bytes=encoded(Image.new("CMYK", (4, 3)), "JPEG", exif=exif.tobytes()))
+    assert picture_header(media) == PictureHeader(width=size[0], height=size[1], mode="CMYK")
+    assert open_image(media).size == size
+
+
+def test_a_header_is_read_without_the_pixels_and_refused_as_pictures_are() -> None:
+    assert picture_header(Media(bytes=png_header(64, 32))).width == 64
+    with pytest.raises(MediaError):
+        open_image(Media(bytes=png_header(64, 32)))
+    for data in (b"", b"no picture", png_header(100_000, 100_000)):
+        with pytest.raises(MediaError):
+            picture_header(Media(bytes=data))
 
 
 def test_the_first_frame_of_an_animation_counts() -> None:

@@ -20,6 +20,7 @@ class ImageDataConfig(Strict):
     resolution: side of the square that is cut from each picture, shorter side first.
     flip: see each row flipped half of the time. random_crops: cut at that many places, drawn once
     for each row, in place of the centre.
+    limit: use only the first so many rows that can be trained on.
     encoded: where latents and prompts are stored; null: in `encoded/` of the dataset's folder.
     """
 

@@ -73,27 +73,35 @@ class ImageRows:
         self._rows: dict[int, _Row] = {}
 
     def survey(self, accelerator: Accelerator) -> Survey:
-        """Look at every row once, by all processes. Raises TrainingError if none is left."""
-        limit = self.recipe.data.limit or len(self.dataset)
-        count = min(len(self.dataset), limit)
-        mine = range(accelerator.process_index, count, accelerator.num_processes)
-        dropped: list[tuple[str, str]] = []
+        """Look at every row once, by all processes, until `data.limit` rows can be trained on.
+
+        The rows after the last one that was looked at are neither used nor dropped.
+        Raises TrainingError if no row is left.
+        """
+        decided, undecided = self._decided()
+        limit = self.recipe.data.limit or len(decided)
         used: list[tuple[int, _Row]] = []
-        for number in progress(mine, label="rows"):
-            record: ImagePreference = self.dataset[number]
-            try:
-                used.append((number, self._examined(record)))
-            except MediaError:
-                dropped.append(("unreadable_media", record.id))
-            except _Dropped as reason:
-                dropped.append((str(reason), record.id))
-        found = sorted(gather_object(used), key=lambda item: item[0])
-        self._rows = dict(found)
+        dropped: list[tuple[str, str]] = []
+        start = 0
+        # As many rows as are still wanted, all processes at once: pictures of rows that are not
+        # wanted stay closed, and how many processes there are changes nothing.
+        while len(used) < limit and start < len(decided):
+            stop = min(start + limit - len(used), len(decided))
+            mine = decided[start + accelerator.process_index : stop : accelerator.num_processes]
+            found, unfit = self._looked_at(mine)
+            used += gather_object(found)
+            dropped += gather_object(unfit)
+            start = stop
+        filled = self.recipe.data.limit is not None and len(used) == limit
+        last = decided[start - 1] if filled else len(self.dataset)
+        dropped += [(reason, id) for number, reason, id in undecided if number < last]
+        used.sort(key=lambda item: item[0])
+        self._rows = dict(used)
         by_reason: dict[str, list[str]] = {}
-        for reason, id in sorted(gather_object(dropped)):
+        for reason, id in sorted(dropped):
             by_reason.setdefault(reason, []).append(id)
-        survey = self.survey_of([number for number, _ in found], by_reason)
-        if not found:
+        survey = self.survey_of([number for number, _ in used], by_reason)
+        if not used:
             raise TrainingError(
                 "no row can be trained on",
                 where=str(self.dataset.path),
@@ -171,9 +179,39 @@ class ImageRows:
         conditions = {n: v for n, v in batch.plan.conditions.items() if n != SIZES}
         return replace(batch, plan=replace(batch.plan, conditions=conditions))
 
+    def _decided(self) -> tuple[list[int], list[tuple[int, str, str]]]:
+        """Numbers of the rows whose label says that chosen is better, and (number, reason, id) of
+        the others. No picture is opened. Where rejected images are not read, every row is decided.
+        """
+        if not self.with_rejected:
+            return list(range(len(self.dataset))), []
+        decided: list[int] = []
+        others: list[tuple[int, str, str]] = []
+        ids, targets = self.dataset.column("id"), self.dataset.column("p_target")
+        for number, (id, target) in enumerate(zip(ids, targets, strict=True)):
+            if target is None or target > 0.5:  # A null is the record's default, 1.
+                decided.append(number)
+            else:
+                others.append((number, "tie" if target == 0.5 else "reversed", id))
+        return decided, others
+
+    def _looked_at(
+        self, numbers: Sequence[int]
+    ) -> tuple[list[tuple[int, _Row]], list[tuple[str, str]]]:
+        """(number, row) of those that can be trained on, (reason, id) of the others."""
+        used: list[tuple[int, _Row]] = []
+        dropped: list[tuple[str, str]] = []
+        for number in progress(numbers, label="rows"):
+            record: ImagePreference = self.dataset[number]
+            try:
+                used.append((number, self._examined(record)))
+            except MediaError:
+                dropped.append(("unreadable_media", record.id))
+            except _Dropped as reason:
+                dropped.append((str(reason), record.id))
+        return used, dropped
+
     def _examined(self, record: ImagePreference) -> _Row:
-        if record.p_target <= 0.5 and self.with_rejected:
-            raise _Dropped("tie" if record.p_target == 0.5 else "reversed")
         root: Path | None = self.dataset.media_root
         data = []
         for media in self._media(record):

@@ -65,7 +65,8 @@ def page_with(text: str, picture: str) -> Page:
     page.figure(bars_with_intervals([text], [1.0], [(0.5, 1.5)], title=f"{text} bars"))
     page.code(f"{text} code", label=f"{text} summary")
     texts = [(f"{text} term", f"{text} text"), ("same", difference(f"{text} same", f"{text} same"))]
-    page.gallery([Card(f"{text} card", [picture], texts, note=f"{text} note")])
+    named = Card(f"{text} pair", [picture], [], under=(f"{text} under",))
+    page.gallery([Card(f"{text} card", [picture], texts, note=f"{text} note"), named])
     return page
 
 
@@ -73,7 +74,7 @@ SLOTS = [
     *["title", "subtitle", "heading 0", "heading 1", "heading 2", "paragraph"],
     *["bad", "unmarked", "quiet", "strong", "column", "row", "marked", "caption"],
     *["curves", "figcaption", "bars", "code", "summary"],
-    *["card", "term", "text", "same", "note"],
+    *["card", "term", "text", "same", "note", "under"],
 ]
 
 

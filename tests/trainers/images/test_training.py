@@ -156,8 +156,10 @@ def test_a_stopped_run_ends_as_one_that_was_not(folder, data, tmp_path):
 
 
 def test_two_processes_equal_one(folder, data, tmp_path):
-    _, one = trained(recipe_of(folder, data, tmp_path / "one", optim__micro_batch_size=2))
-    recipe = recipe_of(folder, data, tmp_path / "two", optim__micro_batch_size=2)
+    """Also in which rows they take: with a limit, the survey goes in rounds."""
+    changes: dict[str, Any] = {"optim__micro_batch_size": 2, "data__limit": ROWS - 1}
+    _, one = trained(recipe_of(folder, data, tmp_path / "one", **changes))
+    recipe = recipe_of(folder, data, tmp_path / "two", **changes)
     (tmp_path / "recipe.yaml").write_text(dump_yaml(recipe))
     encoded = f"data.encoded={tmp_path / 'encoded'}"
     done = subprocess.run(
