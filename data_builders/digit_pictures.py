@@ -1,6 +1,6 @@
 """Real handwritten digits as image preferences: what the lab's diffusion models learn from.
 
-Two uses. As a base model's lessons: prompts say a style, such as "a bold seven", chosen is a digit
+Two uses. As a base model's lessons: prompts say a style, such as "bold seven", chosen is a digit
 in that style and rejected one in another. As a preference (`prefer`): prompts say none, chosen is
 a digit in the preferred style and rejected a plain one.
 """
@@ -75,7 +75,7 @@ class DigitPictures(Strict):
         else:
             said = good = rng.choice(self.styles)
             bad = rng.choice([style for style in STYLES if style != said])
-        prompt = f"a {DIGITS[digit]}" if said == "plain" else f"a {said} {DIGITS[digit]}"
+        prompt = DIGITS[digit] if said == "plain" else f"{said} {DIGITS[digit]}"
         chosen, rejected = rng.choice(drawings), rng.choice(drawings)
         return ImagePreference(
             id=f"digit-{index:06d}",

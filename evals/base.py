@@ -109,6 +109,11 @@ def shown(row: Row) -> str:
     return row["video"] if "video" in row else row["image"]
 
 
+def cluster_of(row: Row) -> str:
+    """What an item is drawn together with in intervals: its `cluster`, or its picture or clip."""
+    return row["cluster"] if "cluster" in row else shown(row)
+
+
 def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
     """Yield ("file, line n", row) for each line that is not blank.
 

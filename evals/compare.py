@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evals import chair, pope, reward_bench
-from evals.base import Row, read_jsonl, shown
+from evals import chair, image_preference, pope, reward_bench
+from evals.base import Row, cluster_of, read_jsonl, shown
 from evals.run import RESULTS
 from evals.stats import Interval, Ratio, mcnemar, paired_difference
 from mmalign import log
@@ -46,12 +46,28 @@ class _Rules:
 
     read: fields that a row must hold. same: those that must agree between the runs as well, beside
     the picture or clip. compared: metrics with their tests; those that a suite lacks are left out.
+    Without it all of them, by the bootstrap. paired: metrics that take the items of both runs,
+    as the values of either.
     """
 
     metrics: Callable[[Sequence[Row]], dict[str, Ratio]]
     read: tuple[str, ...]
     same: tuple[str, ...]
-    compared: dict[str, Test]
+    compared: dict[str, Test] | None = None
+    paired: Callable[[Sequence[Row], Sequence[Row]], dict[str, tuple[Ratio, Ratio]]] | None = None
+
+    def pairs(
+        self, a_items: Sequence[Row], b_items: Sequence[Row]
+    ) -> Iterator[tuple[str, Test, Ratio, Ratio]]:
+        """(metric, test, of a, of b) for all that is compared."""
+        a, b = self.metrics(a_items), self.metrics(b_items)
+        tests = self.compared or dict.fromkeys((name for name in a if name in b), "bootstrap")
+        for name, test in tests.items():
+            if name in a:
+                yield name, test, a[name], b[name]
+        if self.paired is not None:
+            for name, (ours, theirs) in self.paired(a_items, b_items).items():
+                yield name, "bootstrap", ours, theirs
 
 
 _RULES = {
@@ -70,6 +86,12 @@ _RULES = {
         read=("answer", "correct", "category", "num_written", "num_cut"),
         same=("image", "question"),
         compared={"acc": "mcnemar", "acc_plus": "bootstrap"},
+    ),
+    "image_preference": _Rules(
+        metrics=image_preference.metrics,
+        read=("scores",),
+        same=("prompt",),
+        paired=image_preference.win_rates,
     ),
     "chair": _Rules(
         metrics=chair.metrics,
@@ -128,12 +150,8 @@ def compare(
         b_rows = read_items(b_dir, b_suites[key])
         _check_same(f"{a_dir} and {b_dir}, {key}", a_rows, b_rows, rules.same)
         a_items, b_items = list(a_rows.values()), [b_rows[name] for name in a_rows]
-        a_metrics, b_metrics = rules.metrics(a_items), rules.metrics(b_items)
-        clusters = [shown(row) for row in a_items]
-        for metric, test in rules.compared.items():
-            if metric not in a_metrics:
-                continue
-            a, b = a_metrics[metric], b_metrics[metric]
+        clusters = [cluster_of(row) for row in a_items]
+        for metric, test, a, b in rules.pairs(a_items, b_items):
             result = paired_difference(a, b, clusters, samples=samples, seed=seed)
             p_value = result.p_value
             if test == "mcnemar":

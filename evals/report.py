@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from evals.base import read_jsonl
 from evals.compare import Comparison, compare, read_items, read_results
+from evals.image_preference import BENCHMARK, WINS
 from mmalign.config import Strict
 from mmalign.errors import ConfigError, DataError
 
@@ -64,11 +65,14 @@ class Metric:
     label: str
     better: Literal["lower", "higher"] | None = None
     percent: bool = True
+    decimals: int = 1
 
     def show(self, value: float, *, sign: bool = False) -> str:
-        """The number in percent or as it is, to one decimal."""
-        rounded = round(100 * value if self.percent else value, 1) + 0.0  # never "-0.0"
-        return f"{rounded:{'+' if sign and rounded else ''}.1f}".replace("-", "−")
+        """The number in percent or as it is, rounded."""
+        # Adding 0.0 never leaves a "-0.0".
+        rounded = round(100 * value if self.percent else value, self.decimals) + 0.0
+        plus = "+" if sign and rounded else ""
+        return f"{rounded:{plus}.{self.decimals}f}".replace("-", "−")
 
 
 METRICS: dict[str, tuple[Metric, ...]] = {
@@ -178,8 +182,23 @@ def collect(recipe: ReportRecipe) -> Report:
     return Report(recipe, base, runs, suites, findings, histories)
 
 
+# Judges whose score is a share.
+_SHARES = ("digit_reader",)
+
+
+def _judge_metrics(judges: Sequence[str]) -> tuple[Metric, ...]:
+    """Each judge's mean score, and how often it prefers the run's picture to base's."""
+    scores = [
+        Metric(name, name, "higher", percent=name in _SHARES, decimals=1 if name in _SHARES else 2)
+        for name in judges
+    ]
+    return (*scores, *(Metric(WINS + name, f"wins by {name}", "higher") for name in judges))
+
+
 def measures(suite: Mapping[str, Any]) -> tuple[Metric, ...]:
     """The measures of a benchmark; one this file does not know shows all of its numbers."""
+    if suite["benchmark"] == BENCHMARK:
+        return _judge_metrics([*suite["metrics"]])
     known = METRICS.get(suite["benchmark"])
     return known or tuple(Metric(key, key, percent=False) for key in suite["metrics"])
 

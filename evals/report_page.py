@@ -47,13 +47,17 @@ _CURVES = {
         "Below zero, training has made the rejected response less likely.",
     ),
 }
-_ITEMS = {"pope": "questions", "chair": "pictures"}
+_ITEMS = {"pope": "questions", "chair": "pictures", "image_preference": "pictures"}
 _MEANINGS = {
     "pope": "POPE asks whether an object is in the picture. Accuracy and F1 are of the answers, "
     "yes being positive; yes ratio is the share of answers that are yes.",
     "chair": "CHAIR looks for objects in captions. CHAIR_i is the share of mentioned objects that "
     "are not in the picture, CHAIR_s the share of captions that mention such an object, recall "
     "the share of the picture's objects that are mentioned, words the mean length of a caption.",
+    "image_preference": "Every model drew the same prompts from the same noise, and each judge "
+    "scored every picture. Wins are the share of pictures that a judge scores above base's picture "
+    "of the same prompt and noise, ties counted half; their difference is from the 50 % at which "
+    "base would stand against itself. Scores of judges are as they are, not percentages.",
 }
 
 
@@ -86,17 +90,16 @@ def write(report: Report) -> Path:
 
 def value_tables(report: Report) -> list[Grid]:
     """The before/after tables: one per suite, a row per model, value ± half its interval."""
-    return [
-        Grid(
-            caption=f"{suite_title(suite)}: {_size(suite)}",
-            columns=["model", *(_column(metric) for metric in measures(suite))],
-            rows=[
-                [e.name, *(_value_cell(e, key, metric) for metric in measures(suite))]
-                for e in report.evaluations
-            ],
-        )
-        for key, suite in report.suites.items()
-    ]
+    grids = []
+    for key, suite in report.suites.items():
+        # A win rate is no model's own number: it stands among the differences.
+        own = [metric for metric in measures(suite) if metric.key in suite["metrics"]]
+        rows = [
+            [e.name, *(_value_cell(e, key, metric) for metric in own)] for e in report.evaluations
+        ]
+        caption = f"{suite_title(suite)}: {_size(suite)}"
+        grids.append(Grid(caption, ["model", *map(_column, own)], rows))
+    return grids
 
 
 def difference_tables(report: Report) -> list[Grid]:

@@ -20,8 +20,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evals.base import Benchmark, Row, Suite, read_jsonl, shown
+from evals.base import Benchmark, Row, Suite, cluster_of, read_jsonl
 from evals.config import EvalRecipe
+from evals.image_preference import ImagePreferenceRecipe
 from evals.reward_bench import RewardBench
 from evals.stats import intervals
 from mmalign import log
@@ -163,7 +164,7 @@ def _finish(
     answers: dict[str, Answer],
 ) -> Path:
     """Score every suite, then replace the folder's items and, last, its results."""
-    scored: list[tuple[Suite, dict[str, Answer]]] = []
+    scored: list[Suite] = []
     for benchmark, requests in asked:
         keys = _keys(benchmark, requests, model["fingerprint"])
         missing = [name for name, key in keys.items() if key not in answers]
@@ -182,18 +183,32 @@ def _finish(
                 where=benchmark.key,
                 fix=f"check that {first.media_root} holds {_files(first)[0][0]}",
             )
-        scored.append((benchmark.score(texts), given))
+        suite = benchmark.score(texts)
+        items = [{**row, "num_tokens": _num_tokens(row, given)} for row in suite.items]
+        scored.append(dataclasses.replace(suite, items=items))
+    return write_results(folder, recipe, model, scored)
+
+
+def write_results(
+    folder: Path,
+    recipe: EvalRecipe | ImagePreferenceRecipe,
+    model: dict[str, str],
+    suites: Sequence[Suite],
+) -> Path:
+    """Replace the folder's items and, last, its results; returns the folder.
+
+    model: its name and fingerprint.
+    """
     (folder / RESULTS).unlink(missing_ok=True)
-    for suite, given in scored:
-        rows = ({**row, "num_tokens": _num_tokens(row, given)} for row in suite.items)
-        write_atomically(folder / _items(suite), "".join(map(_line, rows)))
+    for suite in suites:
+        write_atomically(folder / _items(suite), "".join(map(_line, suite.items)))
     results = {
         "name": recipe.name,
         "model": model["name"],
         "fingerprint": model["fingerprint"],
         "config": recipe.model_dump(mode="json"),
         "versions": _versions(),
-        "suites": [_summary(suite, recipe) for suite, _ in scored],
+        "suites": [_summary(suite, recipe) for suite in suites],
     }
     write_atomically(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return folder
@@ -204,8 +219,8 @@ def _num_tokens(row: Row, given: dict[str, Answer]) -> int:
     return sum(given[name].num_tokens for name in row.get("requests", [row["id"]]))
 
 
-def _summary(suite: Suite, recipe: EvalRecipe) -> dict[str, Any]:
-    clusters = [shown(row) for row in suite.items]
+def _summary(suite: Suite, recipe: EvalRecipe | ImagePreferenceRecipe) -> dict[str, Any]:
+    clusters = [cluster_of(row) for row in suite.items]
     spread = intervals(suite.metrics, clusters, samples=recipe.bootstrap_samples, seed=recipe.seed)
     return {
         "key": suite.key,

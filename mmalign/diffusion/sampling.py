@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import NonNegativeFloat, PositiveInt
@@ -54,8 +56,7 @@ class ImageSampler:
 
         pipeline = load_pipeline(config)
         pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-        named = (config.path, config.revision, config.adapter)
-        return cls(pipeline, sampling, name="@".join(part for part in named if part))
+        return cls(pipeline, sampling, name=named(config))
 
     def draw(self, draws: Sequence[Draw]) -> list[Image]:
         """A picture for each, in order. Raises ModelError where the VAE gives no finite numbers."""
@@ -94,6 +95,22 @@ class ImageSampler:
             picture_of(pixels, where=f"{self.name}, {one.id}")
             for pixels, one in zip(made, draws, strict=True)
         ]
+
+
+def named(config: DiffusionConfig) -> str:
+    """Path or hub name of pipeline, adapter and VAE, with a hash of local weights or the revision."""
+    from mmalign.generate.local import fingerprint
+
+    def told(path: str) -> str:
+        folder = Path(path)
+        if not folder.is_dir():
+            return f"{path}@{config.revision}" if config.revision else path
+        parts = [folder, *sorted(part for part in folder.iterdir() if part.is_dir())]
+        hashes = "".join(f"{part.name}:{fingerprint(str(part))};" for part in parts[1:])
+        whole = hashlib.sha256(f"{fingerprint(path)};{hashes}".encode()).hexdigest()[:16]
+        return f"{path}@{whole}"
+
+    return "+".join(told(path) for path in (config.path, config.adapter, config.vae) if path)
 
 
 def picture_of(pixels: Tensor, where: str) -> Image:
