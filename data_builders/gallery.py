@@ -38,7 +38,7 @@ class OpenClip(Strict):
     """Retrieve by an open_clip model. `pretrained: null`, random weights, must be written out."""
 
     name: Literal["open_clip"] = "open_clip"
-    model: str = "ViT-L-14"
+    model: str = "ViT-L-14-quickgelu"
     pretrained: str | None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
 

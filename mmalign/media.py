@@ -116,7 +116,7 @@ def open_image(
 
     def decoded(image: Image) -> Image:
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image), _name(media))
+        return to_rgb(ImageOps.exif_transpose(image), _name(media))
 
     return _opened(media, root, limits, decoded, verify=verify)
 
@@ -135,6 +135,25 @@ def picture_header(
         return PictureHeader(width=width, height=height, mode=image.mode)
 
     return _opened(media, root, limits, told)
+
+
+def to_rgb(image: Image, where: str) -> Image:
+    """A picture as 8-bit RGB, by the rules of `open_image`. Raises MediaError for other depths."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        deep = image.convert("I")
+        low, high = deep.getextrema()
+        if not 0 <= low <= high <= 65535:  # type: ignore[operator]
+            raise MediaError("has no 16-bit range", where=where, got=f"values {low} to {high}")
+        # Half is added because Pillow cuts off the fraction.
+        return deep.point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
+    if image.mode == "F":
+        raise MediaError("has floating-point pixels", where=where, wanted="8 or 16 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
 
 
 def embed(image: Image, *, path: str | None = None) -> Media:
@@ -192,24 +211,6 @@ def _opened(
         raise MediaError(
             f"cannot be decoded ({error})", where=where, fix="replace it or drop the row"
         ) from None
-
-
-def _to_rgb(image: Image, where: str) -> Image:
-    from PIL import Image
-
-    if image.mode.startswith("I"):
-        deep = image.convert("I")
-        low, high = deep.getextrema()
-        if not 0 <= low <= high <= 65535:  # type: ignore[operator]
-            raise MediaError("has no 16-bit range", where=where, got=f"values {low} to {high}")
-        # Half is added because Pillow cuts off the fraction.
-        return deep.point(lambda value: value * (1 / 257) + 0.5).convert("L").convert("RGB")
-    if image.mode == "F":
-        raise MediaError("has floating-point pixels", where=where, wanted="8 or 16 bits a channel")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
 
 
 def _name(media: Media) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from mmalign.errors import ModelError
+from mmalign.clip_loading import Precision, device_for, dtypes, load_open_clip, open_clip_name
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +37,8 @@ class ImageEncoder(Protocol):
 class OpenClipEncoder:
     """The projected image embedding of an open_clip model.
 
-    `model` is an open_clip name or the path of a model's JSON config. `pretrained` is one of its
-    tags, a checkpoint file, or None for random weights, which the name then says.
+    `model` and `pretrained`: as in clip_encoders.OpenClipModel; None for random weights, which the
+    name then says.
     """
 
     def __init__(
@@ -47,41 +46,22 @@ class OpenClipEncoder:
         model: str,
         *,
         pretrained: str | None,
-        precision: Literal["fp32", "bf16", "fp16"] = "fp32",
+        precision: Precision = "fp32",
         device: str | None = None,
     ) -> None:
-        import open_clip
-        import torch
-
-        self.name = f"open_clip:{model}:{pretrained or 'random'}"
-        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if model.endswith(".json"):
-            open_clip.add_model_config(Path(model))
-            model = Path(model).stem
-        try:
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                clip, _, self._transform = open_clip.create_model_and_transforms(
-                    model, pretrained, precision=precision, device=self._device
-                )
-        except (RuntimeError, ValueError, OSError) as error:
-            raise ModelError(
-                f"open_clip model cannot be loaded ({error})".replace("\n", " "),
-                where=self.name,
-                wanted="a name and tag of open_clip.list_pretrained(), or files",
-            ) from None
-        self._clip: Any = clip.eval()
-        self._dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[
-            precision
-        ]
+        self.name = open_clip_name(model, pretrained)
+        self._device = device_for(device)
+        self._clip, self._transform, _ = load_open_clip(
+            model, pretrained, precision=precision, device=self._device
+        )
+        self._dtype = dtypes()[precision]
 
     def encode(self, images: list[Image]) -> np.ndarray:
         """[N, D] float32, each row of length one."""
         import torch
 
-        transform: Any = self._transform
         with torch.inference_mode():
-            pixels = torch.stack([transform(image) for image in images])
+            pixels = torch.stack([self._transform(image) for image in images])
             features = self._clip.encode_image(pixels.to(self._device, self._dtype))
             return _normalised(features)
 

@@ -134,7 +134,7 @@ def load_model(config: ModelConfig, *, merge: bool = True) -> tuple[Any, Any]:
 
     quiet_libraries()
     path, adapter = resolve_adapter(config)
-    _check_folder(path)
+    check_folder(path)
     if adapter is not None and merge and config.dtype != "float32":
         raise ModelError(
             "an adapter is merged in float32, or its small changes are rounded away",
@@ -195,7 +195,7 @@ def load_processor(
     from transformers import AutoConfig
 
     path, _ = resolve_adapter(ModelConfig(path=path))
-    _check_folder(path)
+    check_folder(path)
     try:
         config = AutoConfig.from_pretrained(
             path, revision=revision, trust_remote_code=trust_remote_code
@@ -341,7 +341,7 @@ def resolve_adapter(config: ModelConfig) -> tuple[str, str | None]:
     return config.path, config.adapter
 
 
-def _check_folder(path: str) -> None:
+def check_folder(path: str) -> None:
     """Refuse a local folder that is no complete checkpoint, before transformers tries the hub."""
     folder = Path(path)
     if folder.is_dir():

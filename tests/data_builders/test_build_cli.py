@@ -31,7 +31,7 @@ def test_the_papers_values_are_the_shipped_ones() -> None:
     config = load_builder(CONFIGS / "realign_coco.yaml").model_dump()
     assert (config["k"], config["similarity"]["threshold"]) == (10, 0.95)
     assert config["similarity"]["model"].endswith("all-mpnet-base-v2")
-    assert config["encoder"]["model"] == "ViT-L-14"
+    assert config["encoder"]["model"] == "ViT-L-14-quickgelu"
 
 
 @pytest.mark.parametrize(

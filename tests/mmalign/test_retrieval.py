@@ -156,6 +156,13 @@ def test_an_unknown_open_clip_model_is_named() -> None:
         OpenClipEncoder("ViT-Q-99", pretrained=None, device="cpu")
 
 
+def test_weights_for_another_activation_are_refused() -> None:
+    """open_clip warns, and goes on with a model that was never trained."""
+    with pytest.raises(ModelError, match="Use model=ViT-L-14-quickgelu") as caught:
+        OpenClipEncoder("ViT-L-14", pretrained="openai", device="cpu")
+    assert str(caught.value).startswith("open_clip:ViT-L-14:openai: ")
+
+
 class Policy:
     name = "tiny"
 
