@@ -31,8 +31,9 @@ logger = get_logger("data_builders.digit_pictures")
 class DigitPictures(Strict):
     """Make pairs of digits of the training split.
 
-    Row i depends on (seed, i) alone. styles: each as often as it stands here.
-    prefer: make a preference for this style instead; `styles` is then not looked at.
+    Row i depends on (seed, i) alone. styles: each as often as it stands here. unasked_share: of the
+    rows whose prompt names no style, this share is in style `unasked`, as if it were normal.
+    prefer: make a preference for this style instead; the others are then not looked at.
     """
 
     name: Literal["digit_pictures"] = "digit_pictures"
@@ -40,6 +41,8 @@ class DigitPictures(Strict):
     seed: int = 0
     num_rows: PositiveInt
     styles: tuple[Style, ...] = Field(("plain", "plain", "plain", *STYLES[1:]), min_length=1)
+    unasked: Style = "plain"
+    unasked_share: float = Field(0.0, ge=0, le=1)
     prefer: Literal["bold", "slanted", "inverted"] | None = None
 
     def build(self) -> Path:
@@ -69,12 +72,16 @@ class DigitPictures(Strict):
         rng = random.Random(f"{self.seed}/{index}")
         digit = rng.randrange(10)
         drawings = handwriting()[1]["train"][digit]
-        said: Style
+        said: Style = "plain"
+        good: Style
+        bad: Style
         if self.prefer is not None:
-            said, good, bad = "plain", self.prefer, "plain"
+            good, bad = self.prefer, "plain"
         else:
             said = good = rng.choice(self.styles)
-            bad = rng.choice([style for style in STYLES if style != said])
+            if said == "plain" and rng.random() < self.unasked_share:
+                good = self.unasked
+            bad = rng.choice([style for style in STYLES if style != good])
         prompt = DIGITS[digit] if said == "plain" else f"{said} {DIGITS[digit]}"
         chosen, rejected = rng.choice(drawings), rng.choice(drawings)
         return ImagePreference(

@@ -99,8 +99,9 @@ class ByJudge(Strict):
 class ImagePairs(Builder):
     """Settings of the builder.
 
-    source: prompts, as mmalign.diffusion.prompts reads them. pipeline: any diffusers pipeline from
-    text to pictures. pairs: how chosen and rejected come about.
+    source: prompts, as mmalign.diffusion.prompts reads them; limit: of them. per_prompt: pairs of
+    each. pipeline: any diffusers pipeline from text to pictures. pairs: how chosen and rejected
+    come about.
     """
 
     name: Literal["image_pairs"] = "image_pairs"
@@ -108,6 +109,7 @@ class ImagePairs(Builder):
     pipeline: DiffusionConfig
     sampling: ImageSampling = ImageSampling()
     pairs: Annotated[ByPrefix | ByJudge, Field(discriminator="by")]
+    per_prompt: PositiveInt = 1
     shard_rows: PositiveInt = 32
 
     def build(self) -> Path:
@@ -129,7 +131,11 @@ class ImagePairs(Builder):
         return self._build(lambda: _Pairing(config=self, sampler=sampler, judge=judge))
 
     def _build(self, load: Callable[[], _Pairing]) -> Path:
-        prompts = read_prompts(self.source)[: self.limit]
+        prompts = [
+            ImagePrompt(id=f"{prompt.id}/{number}", text=prompt.text)
+            for prompt in read_prompts(self.source)[: self.limit]
+            for number in range(self.per_prompt)
+        ]
         # Pictures are bytes in the rows: no file of theirs is anywhere else.
         manifest = self.run_job(prompts, load, ImagePreference, VERSION, Path("media"))
         if manifest is not None:

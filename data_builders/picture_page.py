@@ -1,4 +1,4 @@
-"""What a builder of picture pairs shows when it is done: counts, what drew them, the first pairs."""
+"""What a builder of picture pairs shows when it is done: counts, models, the first pairs."""
 
 from __future__ import annotations
 

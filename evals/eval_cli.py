@@ -17,8 +17,10 @@ app = typer.Typer(
     add_completion=False,
 )
 
-# Means of counts; every other metric is a fraction and is shown in percent.
-_COUNTS = {"num_words", "mentions"}
+# Means of counts and of judges' scores; every other metric is a fraction, shown in percent.
+_NUMBERS = {
+    "num_words", "mentions", "pick_score", "hps_v2", "aesthetic", "clip_score", "digit_style",
+}  # fmt: skip
 
 
 @app.command()
@@ -32,6 +34,23 @@ def run(
     from mmalign.config import load_config
 
     _print_results(evaluate(load_config(config, EvalRecipe, overrides or ())))
+
+
+@app.command(name="image_preference")
+def image_preference(
+    config: Path = typer.Argument(
+        help="A recipe of pictures to draw, such as configs/eval/image_preference.yaml."
+    ),
+    overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Replace settings."),
+) -> None:
+    """Draw the pictures that are not there yet, have judges score them, print the scores.
+
+    Win rates take two models: `mmalign eval compare BASE ALIGNED`, or `mmalign report`.
+    """
+    from evals.image_preference import ImagePreferenceRecipe, evaluate
+    from mmalign.config import load_config
+
+    _print_results(evaluate(load_config(config, ImagePreferenceRecipe, overrides or ())))
 
 
 @app.command()
@@ -105,7 +124,7 @@ def _print_results(folder: Path) -> None:
 
 
 def _shown(metric: str, value: float, *, sign: str = "") -> str:
-    return f"{value if metric in _COUNTS else 100 * value:{sign}.2f}"
+    return f"{value if metric in _NUMBERS else 100 * value:{sign}.2f}"
 
 
 def _range(metric: str, interval: Sequence[float], *, sign: str = "") -> str:

@@ -1,8 +1,8 @@
 """How much people, as judges stand in for them, would prefer a diffusion model's pictures.
 
-Every model draws the same prompts from the same noise, and every judge scores every picture. Against
-a base (`mmalign eval compare`, `mmalign report`) each judge gives a win rate: the share of pictures
-that it scores above the base's picture of the same prompt and noise, ties counted half.
+Every model draws the same prompts from the same noise, and every judge scores every picture.
+Against a base (`mmalign eval compare`, `mmalign report`) each judge gives a win rate: the share of
+pictures that it scores above the base's picture of the same prompt and noise, ties counted half.
 
 runs/eval/mapo/
   pictures/3f2a….png   every picture, kept when a killed run continues
@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field, PositiveInt, field_validator

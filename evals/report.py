@@ -206,6 +206,7 @@ def measures(suite: Mapping[str, Any]) -> tuple[Metric, ...]:
 def suite_title(suite: Mapping[str, Any], metric: Metric | None = None) -> str:
     """The suite in words, such as "POPE adversarial", or one of its measures: "CHAIR recall"."""
     name, label = str(suite["benchmark"]).upper(), metric.label if metric else ""
+    name = name.replace("_", " ")
     # "CHAIR CHAIR_i" says one thing twice.
     parts = ["" if label.startswith(name) else name, suite.get("split"), label]
     return " ".join(part for part in parts if part)

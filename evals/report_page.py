@@ -26,6 +26,7 @@ from evals.report import (
     measures,
     suite_title,
 )
+from evals.report_pictures import add_pictures
 from evals.report_scenes import add_scenes
 from mmalign.report.page import Kind, Marked, Page
 from mmalign.store import write_atomically
@@ -57,7 +58,7 @@ _MEANINGS = {
     "image_preference": "Every model drew the same prompts from the same noise, and each judge "
     "scored every picture. Wins are the share of pictures that a judge scores above base's picture "
     "of the same prompt and noise, ties counted half; their difference is from the 50 % at which "
-    "base would stand against itself. Scores of judges are as they are, not percentages.",
+    "base would stand against itself.",
 }
 
 
@@ -167,8 +168,8 @@ def _page(report: Report) -> Page:
     for benchmark in [name for name in _MEANINGS if name in benchmarks]:
         page.paragraph(_MEANINGS[benchmark])
     page.paragraph(
-        "Numbers are percentages, except words; ± is half the width of the 95% bootstrap "
-        "interval. An arrow says which way is better."
+        "Numbers are percentages, except words and judges' scores; ± is half the width of the 95% "
+        "bootstrap interval. An arrow says which way is better."
     )
     if unanswered := _unanswered(report):
         page.paragraph(unanswered)
@@ -182,6 +183,7 @@ def _page(report: Report) -> Page:
             page.table(grid.columns, grid.rows, grid.caption)
     _add_curves(page, report)
     add_scenes(page, report)
+    add_pictures(page, report)
     page.heading("How it was run")
     for evaluation in report.evaluations:
         kept = {key: value for key, value in evaluation.results.items() if key != "suites"}

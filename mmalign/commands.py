@@ -22,11 +22,15 @@ def _init_model(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides.")
     ] = None,
 ) -> None:
-    """Make a small model from scratch: an ordinary transformers checkpoint with its processor."""
-    from mmalign.config import load_config
+    """Make a small model from scratch: an ordinary transformers checkpoint, or for a config that
+    names a `pipeline` an ordinary diffusers pipeline."""
+    from mmalign.config import apply_overrides, read_yaml, validate
+    from mmalign.diffusion.tiny import TinyPipeline
     from mmalign.models.tiny import TinyModel
 
-    typer.echo(load_config(config, TinyModel, overrides or ()).build())
+    data = apply_overrides(read_yaml(config), overrides or (), str(config))
+    kind = TinyPipeline if "pipeline" in data else TinyModel
+    typer.echo(validate(data, kind, str(config)).build())
 
 
 @merge.command()

@@ -33,8 +33,8 @@ def digit_picture(drawing: int, style: Style = "plain") -> Image:
     from scipy import ndimage
 
     side = SIDE - 2 * MARGIN
-    ink: Any = ndimage.zoom(handwriting()[0][drawing], side / 8, order=3).clip(0, 1)
-    ink = np.pad(ink, MARGIN)
+    zoomed: Any = ndimage.zoom(handwriting()[0][drawing], side / 8, order=3)
+    ink: Any = np.pad(zoomed.clip(0, 1), MARGIN)
     if style == "bold":
         ink = ndimage.grey_dilation(ink, size=(STROKE, STROKE))
     if style == "slanted":

@@ -20,6 +20,7 @@ from mmalign.clip_encoders import AnyClip, ClipEncoder, OpenClipModel, Transform
 from mmalign.clip_loading import Precision
 from mmalign.config import Strict
 from mmalign.diffusion.aesthetic import aesthetic_head
+from mmalign.diffusion.digits import DigitReader, DigitStyle
 from mmalign.errors import MediaError, ModelError
 from mmalign.media import to_rgb
 
@@ -152,7 +153,10 @@ class Aesthetic(JudgeConfig):
         return _AestheticJudge(name, encoder, head, batch_size=self.batch_size)
 
 
-AnyJudge = Annotated[PickScore | HPSv2 | Aesthetic | ClipScore, Field(discriminator="name")]
+AnyJudge = Annotated[
+    PickScore | HPSv2 | Aesthetic | ClipScore | DigitStyle | DigitReader,
+    Field(discriminator="name"),
+]
 
 
 class _CosineJudge:

@@ -1,4 +1,4 @@
-"""Prompts to draw pictures for: lines of a text file, JSON lines, or those of a dataset of pairs."""
+"""Prompts to draw pictures for: lines of text, JSON lines, or those of a dataset of pairs."""
 
 from __future__ import annotations
 

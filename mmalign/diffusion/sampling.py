@@ -98,7 +98,7 @@ class ImageSampler:
 
 
 def named(config: DiffusionConfig) -> str:
-    """Path or hub name of pipeline, adapter and VAE, with a hash of local weights or the revision."""
+    """Paths or hub names of pipeline, adapter and VAE, with a hash of local weights."""
     from mmalign.generate.local import fingerprint
 
     def told(path: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt
 
 from mmalign.config import Strict
+from mmalign.diffusion.fit_vae import VaeLessons
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -20,6 +21,7 @@ class TinyPipeline(Strict):
 
     words: become one token each; other text is spelled. channels: width of the backbone's first
     level. vae_channels: widths of the VAE's levels; each but the first halves a latent's sides.
+    vae: what the VAE is trained on; random weights where None.
     """
 
     output: Path
@@ -27,6 +29,7 @@ class TinyPipeline(Strict):
     words: tuple[str, ...] = ()
     channels: PositiveInt = 16
     vae_channels: tuple[PositiveInt, ...] = Field((8, 16), min_length=1)
+    vae: VaeLessons | None = None
     image_size: PositiveInt = 32
     prediction: Literal["epsilon", "v_prediction"] = "epsilon"
     seed: int = 0
@@ -43,6 +46,8 @@ class TinyPipeline(Strict):
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             pipeline = {"sdxl": _sdxl, "sd": _sd, "sd3": _sd3}[self.pipeline](self)
+            if self.vae is not None:
+                self.vae.teach(pipeline.vae, self.seed)
         pipeline.save_pretrained(self.output)
         return self.output
 
