@@ -10,8 +10,10 @@ from data_builders.bdhs import BDHS
 from data_builders.critiques import Critiques
 from data_builders.crops import Crops
 from data_builders.digit_clips import DigitClips
+from data_builders.digit_pictures import DigitPictures
 from data_builders.digit_scenes import DigitScenes
 from data_builders.expand_critiques import ExpandCritiques
+from data_builders.image_pairs import ImagePairs
 from data_builders.on_policy import OnPolicy
 from data_builders.realign import ReAlign
 from data_builders.rrpo_video import RRPOVideo
@@ -25,8 +27,10 @@ AnyBuilder = (
     | Critiques
     | Crops
     | DigitClips
+    | DigitPictures
     | DigitScenes
     | ExpandCritiques
+    | ImagePairs
     | OnPolicy
     | ReAlign
     | RRPOVideo

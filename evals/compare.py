@@ -143,7 +143,7 @@ def compare(
         if rules is None:
             _logger.warning(
                 "%s is left out: only %s are compared, and it is of %s",
-                *(key, " and ".join(_RULES), a_suites[key]["benchmark"]),
+                *(key, ", ".join(_RULES), a_suites[key]["benchmark"]),
             )
             continue
         a_rows = read_items(a_dir, a_suites[key])
