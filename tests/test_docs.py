@@ -82,6 +82,7 @@ def test_every_config_command_reads(page: Path):
     """Every command that takes a YAML, with its overrides, is one that would start."""
     from data_builders.config import load_builder
     from evals.config import EvalRecipe
+    from evals.image_preference import ImagePreferenceRecipe
     from evals.report import ReportRecipe
     from trainers.config import Recipe
     from trainers.recipes import kind_of
@@ -96,7 +97,8 @@ def test_every_config_command_reads(page: Path):
                 load_builder(path, overrides)
             else:
                 data = apply_overrides(read_yaml(path), overrides, str(path))
-                validate(data, kinds[verb] or kind_of(data), str(path))
+                kind = kinds[verb] or kind_of(data)
+                validate(data, ImagePreferenceRecipe if "judges" in data else kind, str(path))
 
 
 def test_the_example_of_a_family_is_one():
