@@ -29,6 +29,7 @@ COSTS = {
     "bitsandbytes": "no optim.optimizer=adamw_8bit, no model.quantization",
     "decord": "no clips by backend=decord",
     "deepspeed": "no ZeRO-2 and ZeRO-3",
+    "diffusers": "no diffusion models",
     "num2words": "no SmolVLM2",
     "openai": "no generators or judges behind a server",
     "ray": "no builds or evals by engine=ray",
@@ -38,25 +39,17 @@ COSTS = {
     "wandb": "no run.trackers=[wandb]",
     "xformers": "no model.attention=xformers",
 }
-# What an extra installs though nothing uses it yet, and what it will be for.
-LATER = {
-    "diffusers": "diffusion models",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One distribution: what is wanted, what is there, and what its absence costs.
-
-    `later`, where set, is what it will be for: nothing uses it yet, so its absence costs nothing.
-    """
+    """One distribution: what is wanted, what is there, and what its absence costs."""
 
     name: str
     wanted: str
     found: str | None
     required: bool
     cost: str
-    later: str
     install: str
 
     @property
@@ -101,16 +94,11 @@ class Diagnosis:
 
     def as_text(self) -> str:
         """For people: versions, what works, then what is missing and the line that installs it."""
-        used = [package for package in self.packages if not package.later]
-        later = [package for package in self.packages if package.later]
         lines = [f"python {self.python} on {self.platform}", "", "Packages"]
-        lines += [f"  {p.name:25} {p.found}" for p in used if p.found]
-        if later:
-            lines += ["", "Packages for later: nothing uses them yet"]
-        lines += [f"  {p.name:25} {p.found or 'not installed':14} {p.later}" for p in later]
+        lines += [f"  {p.name:25} {p.found}" for p in self.packages if p.found]
         lines += ["", "Tried here"]
         lines += [f"  {c.name:25} {'yes' if c.works else 'no '}  {c.detail}" for c in self.checks]
-        lacking = [package for package in used if not package.good]
+        lacking = [package for package in self.packages if not package.good]
         if lacking:
             lines += ["", "Missing"]
         for package in lacking:
@@ -162,7 +150,6 @@ def packages(
             found=here,
             required=extra is None,
             cost=COSTS.get(requirement.name, ""),
-            later=LATER.get(requirement.name, ""),
             install=f"pip install 'mmalign[{extra}]'" if extra else "pip install mmalign",
         )
     return tuple(sorted(found.values(), key=lambda package: not package.required))
@@ -248,6 +235,20 @@ def _packed(name: str) -> str:
     return f"packed rows on {device}, {str(dtype).removeprefix('torch.')}, equal to sdpa"
 
 
+def _backbone(name: str) -> str:
+    """Attention of a diffusion backbone, as training would try it, at the head width of SDXL."""
+    import torch
+
+    from mmalign.diffusion.attention import trial
+
+    device = _device()
+    dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    reason = trial(name, device, dtype, 64)
+    if reason is not None:
+        raise RuntimeError(reason)
+    return f"diffusion backbones on {device}, {str(dtype).removeprefix('torch.')}, equal to sdpa"
+
+
 def _adam_8bit() -> str:
     import torch
     from bitsandbytes.optim import AdamW8bit
@@ -290,6 +291,8 @@ CHECKS: dict[str, Callable[[], str]] = {
     "attention: flash": partial(_packed, "flash"),
     "attention: flex": partial(_packed, "flex"),
     "attention: xformers": partial(_packed, "xformers"),
+    "backbone: flash": partial(_backbone, "flash"),
+    "backbone: xformers": partial(_backbone, "xformers"),
     "8-bit Adam": _adam_8bit,
     "4-bit weights": _four_bits,
     "clips: torchcodec": partial(_clips, "torchcodec"),

@@ -25,6 +25,9 @@ class Backbone:
 
     pipeline: its name in model_index.json. part: the attribute that trains.
     sizes: whether the backbone is told picture sizes and crops, as `time_ids`.
+    texts: parts without which no prompt can be encoded.
+    embeds: conditions by the name that the pipeline's call knows them by; a negative prompt's are
+        the same with `negative_` before them.
     lora_targets: layers that an adapter sits on, as in diffusers' own training scripts.
     """
 
@@ -33,6 +36,8 @@ class Backbone:
     encode: Encode
     predict: Predict
     sizes: bool
+    texts: tuple[str, ...]
+    embeds: tuple[tuple[str, str], ...]
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -80,6 +85,11 @@ BACKBONES: tuple[Backbone, ...] = (
         encode=_encode_sdxl,
         predict=_predict_sdxl,
         sizes=True,
+        texts=("text_encoder_2", "tokenizer_2"),
+        embeds=(
+            ("prompt_embeds", "encoder_hidden_states"),
+            ("pooled_prompt_embeds", "text_embeds"),
+        ),
     ),
     Backbone(
         pipeline="StableDiffusionPipeline",
@@ -87,6 +97,8 @@ BACKBONES: tuple[Backbone, ...] = (
         encode=_encode_sd,
         predict=_predict_sd,
         sizes=False,
+        texts=("text_encoder", "tokenizer"),
+        embeds=(("prompt_embeds", "encoder_hidden_states"),),
     ),
     Backbone(
         pipeline="StableDiffusion3Pipeline",
@@ -94,6 +106,11 @@ BACKBONES: tuple[Backbone, ...] = (
         encode=_encode_sd3,
         predict=_predict_sd3,
         sizes=False,
+        texts=("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+        embeds=(
+            ("prompt_embeds", "encoder_hidden_states"),
+            ("pooled_prompt_embeds", "pooled_projections"),
+        ),
     ),
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import PositiveInt
 
 from mmalign.config import Strict
+from mmalign.diffusion.attention import BackboneAttention, use_attention
 from mmalign.diffusion.backbones import Backbone, backbone_of
 from mmalign.diffusion.schedule import Schedule, schedule_of
 from mmalign.errors import MissingExtra, ModelError
 from mmalign.models.lora import first_line
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 INDEX = "model_index.json"
@@ -47,6 +50,7 @@ class DiffusionConfig(Strict):
     vae: another VAE, such as the SDXL one that float16 does not overflow.
     dtype: of the backbone; what trains itself must be float32. encoder_dtype: of the text encoders.
     vae_dtype: float32 unless the VAE is known to bear less.
+    attention: of the backbone; see `mmalign.diffusion.attention`.
     """
 
     path: str
@@ -58,6 +62,7 @@ class DiffusionConfig(Strict):
     vae_dtype: Dtype = "float32"
     lora: ImageLora | None = None
     gradient_checkpointing: bool = False
+    attention: BackboneAttention = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +139,7 @@ def load_encoders(config: DiffusionConfig) -> Any:
     """The pipeline without its backbone: text encoders, VAE, scheduler; frozen."""
     folder = pipeline_folder(config)
     part = _backbone(folder).part
+    check_texts(folder)
     pipeline = _load(config, folder, **{part: None})
     # Without its third text encoder SD3 asks the absent transformer how wide the states are.
     settings = json.loads((folder / part / "config.json").read_text())
@@ -141,17 +147,68 @@ def load_encoders(config: DiffusionConfig) -> Any:
     return pipeline
 
 
-def load_pipeline(config: DiffusionConfig) -> Any:
-    """The whole pipeline, with its adapter, for sampling."""
+def load_pipeline(config: DiffusionConfig, device: torch.device | str = "cpu") -> Any:
+    """The whole pipeline on `device`, with its adapter and its attention, for sampling."""
     folder = pipeline_folder(config)
-    _backbone(folder)
-    pipeline = _load(config, folder)
+    check_texts(folder)
+    pipeline = _load(config, folder).to(device)
     pipeline.set_progress_bar_config(disable=True)
     if config.adapter is not None:
         if not (Path(config.adapter) / ADAPTER).exists():
             raise ModelError("holds no adapter", where=config.adapter, wanted=ADAPTER)
         pipeline.load_lora_weights(config.adapter)
+    model = pipeline.components[_backbone(folder).part]
+    use_attention(model, config.attention, pipeline.device, model.dtype)
     return pipeline
+
+
+def load_around(config: DiffusionConfig, policy: ImagePolicy, device: torch.device | str) -> Any:
+    """The pipeline around a backbone that trains, with its VAE on `device`: takes embeddings."""
+    index = _index(policy.folder)
+    unread = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor", "image_encoder")
+    parts: dict[str, Any] = {name: None for name in index if name.startswith(unread)}
+    if "requires_safety_checker" in index:
+        parts["requires_safety_checker"] = False
+    pipeline = _load(config, policy.folder, **parts, **{policy.backbone.part: policy.model})
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.vae.to(device)
+    return pipeline
+
+
+def check_texts(folder: Path) -> None:
+    """Raise ModelError for a pipeline without what its prompts are encoded by.
+
+    The UNet says how wide the states are that it reads; SDXL's first encoder may be absent where
+    the second one's suffice, as in the refiner.
+    """
+    from transformers import AutoConfig
+
+    backbone, index = _backbone(folder), _index(folder)
+    there = {name for name, kind in index.items() if isinstance(kind, list) and kind[0] is not None}
+    absent = [part for part in backbone.texts if part not in there]
+    if absent:
+        raise ModelError(
+            f"was saved without {' and '.join(absent)}, and {backbone.pipeline} encodes prompts "
+            "with it",
+            where=str(folder),
+            fix="save the pipeline with all of its parts",
+        )
+    if backbone.part != "unet":
+        return
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if name in there]
+    try:
+        wanted = json.loads((folder / "unet/config.json").read_text())["cross_attention_dim"]
+        widths = [AutoConfig.from_pretrained(folder / name).hidden_size for name in encoders]
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(folder, error) from error
+    if {sum(widths)} != set(wanted if isinstance(wanted, list) else [wanted]):
+        raise ModelError(
+            "its text encoders are not those that its UNet was made for",
+            where=str(folder),
+            got=f"{', '.join(encoders)}, {sum(widths)} wide",
+            wanted=f"{wanted}",
+            fix="save the pipeline with all of its parts",
+        )
 
 
 def load_policy(config: DiffusionConfig) -> ImagePolicy:
@@ -175,6 +232,7 @@ def load_policy(config: DiffusionConfig) -> ImagePolicy:
             fix="merge it into its base first (fuse_lora and save_pretrained of diffusers)",
         )
     folder = pipeline_folder(config)
+    check_texts(folder)  # Before anything is encoded, though the backbone alone needs none.
     backbone = _backbone(folder)
     diffusers = _diffusers()
     index = _index(folder)
@@ -223,7 +281,7 @@ def _load(config: DiffusionConfig, folder: Path, **parts: Any) -> Any:
     kind = getattr(diffusers, backbone.pipeline)
     # diffusers wants to hear again of each part that a pipeline was saved without.
     absent = {n: None for n, v in _index(folder).items() if isinstance(v, list) and v[0] is None}
-    parts = absent | parts
+    parts, given = absent | parts, set(parts)
     try:
         if config.vae is not None:
             vae = diffusers.AutoencoderKL.from_pretrained(config.vae, torch_dtype=dtypes["vae"])
@@ -231,8 +289,8 @@ def _load(config: DiffusionConfig, folder: Path, **parts: Any) -> Any:
         pipeline = kind.from_pretrained(folder, torch_dtype=dtypes, **parts)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise _damaged(folder, error) from error
-    for part in pipeline.components.values():
-        if hasattr(part, "requires_grad_"):
+    for name, part in pipeline.components.items():
+        if name not in given and hasattr(part, "requires_grad_"):
             part.requires_grad_(False)
     return pipeline
 
@@ -267,6 +325,8 @@ def _diffusers() -> Any:
         raise MissingExtra(
             "diffusion models need diffusers", fix="pip install 'mmalign[diffusion]'"
         ) from None
+    if not sys.stderr.isatty():
+        diffusers.utils.logging.disable_progress_bar()  # In a file it is noise.
     return diffusers
 
 

@@ -54,8 +54,7 @@ class ImageSampler:
         """Load the pipeline with its adapter, onto the GPU if there is one."""
         import torch
 
-        pipeline = load_pipeline(config)
-        pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+        pipeline = load_pipeline(config, "cuda" if torch.cuda.is_available() else "cpu")
         return cls(pipeline, sampling, name=named(config))
 
     def draw(self, draws: Sequence[Draw]) -> list[Image]:

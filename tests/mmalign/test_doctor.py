@@ -44,27 +44,14 @@ def test_a_missing_extra_costs_something_and_names_its_line():
     assert text.endswith("Ready.")
 
 
-def test_what_nothing_uses_yet_is_told_apart_and_never_missing():
-    text = diagnosis(
-        {"torch": "2.15.0", "wandb": "0.20", "diffusers": "0.36", "xformers": "0.0.35"}
-    ).as_text()
-    used, later = text.split("Packages for later: nothing uses them yet\n")
-    assert "diffusers" not in used.split()
-    lines = [line.split() for line in later.splitlines()[:1]]
-    assert lines == [
-        ["diffusers", "0.36", "diffusion", "models"],
-    ]
-    assert "Missing" not in text
-
-
 def test_every_package_is_declared_and_every_optional_one_is_explained(repo_root: Path):
     project = tomllib.loads((repo_root / "pyproject.toml").read_text())["project"]
     declared = list(project["dependencies"])
     for extra, requirements in project["optional-dependencies"].items():
         declared += [f'{requirement}; extra == "{extra}"' for requirement in requirements]
     found = {package.name: package for package in packages(declared)}
-    assert set(doctor.COSTS) | set(doctor.LATER) <= set(found)
-    assert all(p.required or bool(p.cost) != bool(p.later) for p in found.values())
+    assert set(doctor.COSTS) <= set(found)
+    assert all(p.required or p.cost for p in found.values())
     listed = ("torch", "transformers", "diffusers", "peft", "accelerate", "open_clip_torch")
     assert {*listed, "decord", "bitsandbytes", "xformers"} <= set(found)
 

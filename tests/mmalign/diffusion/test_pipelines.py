@@ -166,3 +166,35 @@ def test_a_pipeline_of_another_class_is_refused(tmp_path):
     (tmp_path / "model_index.json").write_text("{")
     with pytest.raises(ModelError, match="cannot be loaded"):
         load_policy(DiffusionConfig(path=str(tmp_path)))
+
+
+def saved_without(folder: Path, place: Path, *parts: str) -> Path:
+    pipeline = plain(folder)
+    pipeline.register_modules(**dict.fromkeys(parts))
+    pipeline.save_pretrained(place)
+    return place
+
+
+def test_a_pipeline_without_what_encodes_its_prompts_is_refused(folder, tmp_path):
+    needed = {"sd": "text_encoder", "sdxl": "text_encoder_2", "sd3": "text_encoder_2"}[folder.name]
+    path = saved_without(folder, tmp_path / folder.name, needed)
+    for load in (load_policy, load_encoders, load_pipeline):
+        with pytest.raises(ModelError, match=f"was saved without {needed}, and"):
+            load(DiffusionConfig(path=str(path)))
+
+
+def test_sdxl_with_its_second_encoder_alone_is_for_a_unet_that_reads_it_alone(folder, tmp_path):
+    if folder.name != "sdxl":
+        return
+    from diffusers import UNet2DConditionModel
+
+    path = saved_without(folder, tmp_path / "sdxl", "text_encoder", "tokenizer")
+    with pytest.raises(ModelError, match="text_encoder_2, 32 wide; wanted 64"):
+        load_encoders(DiffusionConfig(path=str(path)))
+    unet = plain(folder).unet.config | {"cross_attention_dim": 32}
+    UNet2DConditionModel.from_config(unet).save_pretrained(path / "unet")
+    policy = load_policy(DiffusionConfig(path=str(path)))
+    plan = plan_of(path, policy.backbone)
+    assert plan.conditions["encoder_hidden_states"].shape == (2, 77, 32)
+    errors = Denoiser(policy.model, policy.backbone, policy.schedule)(plan).errors
+    assert errors.isfinite().all()
