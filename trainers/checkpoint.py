@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -21,11 +20,14 @@ from mmalign.config import dump_yaml
 from mmalign.diffusion.load import ImagePolicy
 from mmalign.errors import TrainingError
 from mmalign.models.load import Policy
+from trainers.average import Average
 from trainers.directory import RunDirectory, whole_folder
+from trainers.randomness import random_state, set_random_state
 from trainers.shards import in_pieces, like, saved_weights, whole, zero_stage
 
 # Names the engine that wrote a checkpoint's state.
 ENGINE = "engine.txt"
+AVERAGE = "average.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +35,13 @@ class Position:
     """Where a run stands after `step` optimizer steps; the sampler needs no more than the step.
 
     metrics_bytes: length of metrics.jsonl. window: sums since the last log line.
+    loss_scale: the state of float16's loss scaling; empty without it.
     """
 
     step: int = 0
     metrics_bytes: int = 0
     window: dict[str, float] = field(default_factory=dict)
+    loss_scale: dict[str, float] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -46,13 +50,20 @@ def save_checkpoint(
     policy: Policy | ImagePolicy,
     optimizer: Any,
     position: Position,
+    average: Average | None = None,
 ) -> Path:
-    """Write checkpoints/step-N, then delete the oldest beyond run.keep_last."""
+    """Write checkpoints/step-N, then delete the oldest beyond run.keep_last.
+
+    With an average, that is the model which is saved; the state holds it and the weights as they
+    are, so that training goes on from these.
+    """
     final = run.checkpoints / f"step-{position.step:06d}"
     with whole_folder(accelerator, final) as folder:
-        save_model(accelerator, policy, folder / "model")
+        save_model(accelerator, policy, folder / "model", average)
         _save_state(accelerator, policy.model, optimizer, folder / "state")
         if accelerator.is_main_process:
+            if average is not None:
+                average.save(folder / "state" / AVERAGE)
             (folder / "recipe.yaml").write_text(dump_yaml(run.recipe))
             (folder / "checkpoint.json").write_text(json.dumps(asdict(position)))
     if accelerator.is_main_process:
@@ -68,7 +79,11 @@ def _prune(run: RunDirectory) -> None:
 
 
 def load_checkpoint(
-    folder: Path, accelerator: Accelerator, model: nn.Module, optimizer: Any
+    folder: Path,
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    average: Average | None = None,
 ) -> Position:
     """Put weights, optimizer and random numbers back as they were; returns where the run stood.
 
@@ -103,16 +118,27 @@ def load_checkpoint(
                 if isinstance(step := restored.get("step"), Tensor):
                     restored["step"] = step.to(_step_device(groups[parameter], parameter))
                 inner.state[parameter] = restored
-    _set_random_state(torch.load(state / "random.pt", weights_only=True))
+    if average is not None:
+        average.restore(state / AVERAGE)
+    set_random_state(torch.load(state / "random.pt", weights_only=True))
     return Position(**json.loads((folder / "checkpoint.json").read_text()))
 
 
-def save_model(accelerator: Accelerator, policy: Policy | ImagePolicy, path: Path) -> None:
-    """The model or adapter with its processor, as from_pretrained reads them."""
+def save_model(
+    accelerator: Accelerator,
+    policy: Policy | ImagePolicy,
+    path: Path,
+    average: Average | None = None,
+) -> None:
+    """The model or adapter with its processor, as from_pretrained reads them.
+
+    With an average, its weights in place of those that train.
+    """
     # Gathering is done by every process together; writing by one.
     weights = saved_weights(accelerator, policy.model) if in_pieces(accelerator) else None
     if accelerator.is_main_process:
-        policy.save(path, weights)
+        with nullcontext() if average is None else average.in_place():
+            policy.save(path, weights)
 
 
 def _save_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, folder: Path) -> None:
@@ -135,7 +161,7 @@ def _save_state(accelerator: Accelerator, model: nn.Module, optimizer: Any, fold
         return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ENGINE).write_text(_this_engine(accelerator))
-    _torch_save(_random_state(), folder / "random.pt")
+    _torch_save(random_state(), folder / "random.pt")
     if weights:
         save_file(weights, folder / "weights.safetensors")
         _torch_save(moments, folder / "optimizer.pt")
@@ -171,23 +197,3 @@ def _step_device(group: Mapping[str, Any], parameter: Tensor) -> torch.device:
     """Where torch expects a step count: with its parameter if fused, else on the CPU."""
     beside = group.get("fused") or group.get("capturable")
     return parameter.device if beside else torch.device("cpu")
-
-
-def _random_state() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def _set_random_state(state: Mapping[str, Any]) -> None:
-    kind, keys, *rest = state["numpy"]
-    random.setstate(state["python"])
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    # A resumed run may see another number of GPUs; nothing in training draws from them.
-    for device, value in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(value, device)

@@ -22,6 +22,7 @@ from mmalign.scoring.plan import Layout
 from trainers.online import Online
 
 Fraction = float
+Precision = Literal["float32", "bf16", "fp16"]
 ReferenceKind = Literal["adapter_off", "frozen_copy", "cached"]
 
 
@@ -100,7 +101,7 @@ class RunConfig(Strict):
 
     output: Path
     seed: NonNegativeInt = 0
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
     save_every_steps: PositiveInt | None = None
     keep_last: PositiveInt = 2
     log_every_steps: PositiveInt = 10

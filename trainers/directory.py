@@ -4,6 +4,7 @@ runs/rdpo/
   recipe.yaml               the resolved recipe
   start.json                what the run started from: dataset, pictures, policy, rows used, dropped
   metrics.jsonl             one line per log step
+  samples/step-000500/      pictures of an image run's `validation`
   checkpoints/step-000100/  model/ (loads with from_pretrained), state/, recipe.yaml,
                             checkpoint.json (written last)
   model/                    the final model
@@ -38,7 +39,7 @@ logger = get_logger("trainers.directory")
 FREE = {
     "run.output", "run.resume", "run.keep_last", "run.save_every_steps", "run.log_every_steps",
     "run.trackers", "data.workers", "data.cache_mb", "reference_cache",
-    "features.cap_gb", "features.folder",
+    "features.cap_gb", "features.folder", "validation",
 }  # fmt: skip
 
 
@@ -59,7 +60,7 @@ class RunDirectory:
         self.newest = self._newest()
         if self.finished or self.newest:
             self._check_same()
-        binding = {k: v for k, v in _flatten_recipe(recipe).items() if k not in FREE}
+        binding = {k: v for k, v in _flatten_recipe(recipe).items() if not _free(k)}
         self.recipe_hash = hashlib.sha256(json.dumps(binding).encode()).hexdigest()
 
     def write(self, name: str, values: Mapping[str, Any]) -> None:
@@ -125,7 +126,7 @@ class RunDirectory:
         changed = [
             f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
             for key in sorted(old.keys() | new.keys())
-            if key not in FREE and old.get(key) != new.get(key)
+            if not _free(key) and old.get(key) != new.get(key)
         ]
         if changed:
             raise TrainingError(
@@ -172,6 +173,11 @@ def damaged(file: Path, why: str) -> TrainingError:
         where=str(file),
         fix="put it back from a copy; a run without checkpoints starts anew once it is deleted",
     )
+
+
+def _free(key: str) -> bool:
+    """Whether a key, or the section that it is in, may differ when a run is resumed."""
+    return key in FREE or key.partition(".")[0] in FREE
 
 
 def _flatten_recipe(recipe: Recipe | ImageRecipe) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def _features_lines(recipe: Recipe, tokens: RowTokens, config: Any) -> list[str]
         return ["vision features: unknown, there are no pictures yet"]
     # Qwen3-VL's DeepStack adds a feature of this width for each tower layer that it taps.
     layers = 1 + len(getattr(config.vision_config, "deepstack_visual_indexes", None) or ())
-    narrow = recipe.model.dtype in ("bfloat16", "float16") or recipe.run.precision == "bf16"
+    narrow = recipe.model.dtype in ("bfloat16", "float16") or recipe.run.precision != "float32"
     each = config.get_text_config().hidden_size * layers * (2 if narrow else 4)
     size = tokens.images * tokens.rows * each / 1e9
     return [

@@ -33,6 +33,7 @@ from trainers.images.rows import ImageBatch
 from trainers.images.setup import ImageParts, check_images, set_up_images
 from trainers.objectives.base import check_dataset, fitted
 from trainers.optim import check_8bit, lr_at
+from trainers.precision import LossScale
 from trainers.rows import Batch
 from trainers.setup import Parts, set_up
 from trainers.tracking import Tracker, Window, check_trackers
@@ -101,16 +102,22 @@ def _train(
 ) -> Iterator[Event]:
     optim = recipe.optim
     accelerator, scorer, optimizer = parts.accelerator, parts.scorer, parts.optimizer
+    average, validation = parts.average, parts.validation
+    scale = LossScale(recipe.run.precision, accelerator.device)
     position = Position()
     if run.newest is not None:
         # After set_up has made the reference, which must be the initial policy.
-        position = load_checkpoint(run.newest, accelerator, parts.policy.model, optimizer)
+        model = parts.policy.model
+        position = load_checkpoint(run.newest, accelerator, model, optimizer, average)
+        scale.restore(position.loss_scale)
         logger.info("continuing from %s", run.newest)
     window = Window(dict(position.window))
     tracker = None
     if accelerator.is_main_process:
         tracker = Tracker(recipe, total_steps=parts.num_steps, position=position)
     batches = parts.batches(first_step=position.step)
+    if validation is not None and position.step == 0:
+        validation.show(0, tracker)
 
     for step in range(position.step, parts.num_steps):
         started = time.perf_counter()
@@ -133,24 +140,30 @@ def _train(
                 scores = parts.score(batch, frozen)
                 output = loss(scores, frozen, batch.table, totals)
                 # Gradients get averaged over processes and micro-batches; shares must be summed.
-                accelerator.backward(output.loss * (accelerator.num_processes * parts.num_micro))
+                shares = accelerator.num_processes * parts.num_micro
+                accelerator.backward(scale.scaled(output.loss * shares))
             scored.append((batch, output))
         sums = _summed(accelerator, [output for _, output in scored])
+        scale.unscale(optimizer)
         norm: Any = accelerator.clip_grad_norm_(scorer.parameters(), optim.clip_norm)
         grad_norm = float(norm)
-        if not (math.isfinite(sums["loss"]) and math.isfinite(grad_norm)):
+        skipped = scale.overflows(grad_norm, step + 1)
+        if not (math.isfinite(sums["loss"]) and (math.isfinite(grad_norm) or skipped)):
             found = f"loss {sums['loss']}, gradient norm {grad_norm}"
             raise _not_finite(step + 1, found, scored, parts.survey.ids, places)
         if step == position.step:
             _tell_idle(scorer)
         with parts.memory.told(scored[-1][0]):  # The first step makes the moments.
-            optimizer.step()
+            scale.step(optimizer)
         optimizer.zero_grad()
+        if average is not None and not skipped:
+            average.update()
 
         done = step + 1
         window.add(
             **sums,
-            grad_norm=grad_norm,
+            **scale.counts,
+            grad_norm=0.0 if skipped else grad_norm,
             steps=1,
             rows=len(places),
             tokens=parts.survey.num_tokens(places),
@@ -161,15 +174,22 @@ def _train(
             if tracker is not None:
                 tracker.log(done, metrics)
             yield Stepped(step=done, metrics=metrics)
+        if validation is not None and validation.due(done, parts.num_steps):
+            validation.show(done, tracker)
         every = recipe.run.save_every_steps
         if every is not None and done % every == 0 and done < parts.num_steps:
             num_bytes = 0 if tracker is None else tracker.num_bytes()
-            position = Position(step=done, metrics_bytes=num_bytes, window=dict(window.sums))
-            path = save_checkpoint(run, accelerator, parts.policy, optimizer, position)
+            position = Position(
+                step=done,
+                metrics_bytes=num_bytes,
+                window=dict(window.sums),
+                loss_scale=scale.state(),
+            )
+            path = save_checkpoint(run, accelerator, parts.policy, optimizer, position, average)
             yield Saved(step=done, path=path)
 
     with whole_folder(accelerator, run.model) as folder:
-        save_model(accelerator, parts.policy, folder)
+        save_model(accelerator, parts.policy, folder, average)
     if tracker is not None:
         tracker.close()
         run.write("run.json", parts.summary)

@@ -114,7 +114,7 @@ def memory_of(recipe: Recipe, sizes: ModelSizes, tokens: float) -> Memory:
     weights = int(frozen + packed_bytes + trainable * 4)
     copied = Need.REFERENCE in recipe.loss.needs and recipe.reference_kind() == "frozen_copy"
     moments = 8 if recipe.optim.optimizer == "adamw" else 2
-    wide = 1 if narrow or recipe.run.precision == "bf16" else 2
+    wide = 1 if narrow or recipe.run.precision != "float32" else 2
     per_token = sizes.width * wide * ACTIVATION_BYTES * sizes.layers
     if recipe.model.gradient_checkpointing:
         per_token = sizes.width * wide * (ACTIVATION_BYTES + 2 * sizes.layers)

@@ -16,8 +16,9 @@ from mmalign.models.load import Policy, trained_outside_adapter
 from mmalign.models.quantization import scales
 from mmalign.scores import TokenScores
 from mmalign.scoring.scorer import Scorer
+from trainers.config import Precision
 from trainers.feature_key import same_tower
-from trainers.precision import Precision, in_precision
+from trainers.precision import in_precision
 from trainers.rows import Batch
 from trainers.shards import in_pieces
 

@@ -33,7 +33,7 @@ from trainers.memory import model_sizes
 from trainers.objectives.base import objective_for
 from trainers.online import OnlinePairs, online_pairs
 from trainers.optim import build_optimizer
-from trainers.precision import in_precision
+from trainers.precision import AUTOCAST, check_precision, in_precision
 from trainers.reference import Reference, adapter_off, fingerprint, frozen_copy
 from trainers.reference_cache import cached, check_cache, open_cache
 from trainers.rows import Batch, Rows, Survey
@@ -55,6 +55,7 @@ class Parts:
     asked: further scores that the loss reads of the policy, by the scorer's keywords.
     kl: whether the loss reads the KL against the reference. unit: what a row is called in the log.
     online: what makes pairs during training, if anything does. memory: tells what would fit.
+    average, validation: what runs over images can have beside them.
     summary: what run.json will say.
     """
 
@@ -76,6 +77,8 @@ class Parts:
     summary: dict[str, Any]
     online: OnlinePairs | None
     memory: Watch
+    average: None = None
+    validation: None = None
 
     def score(self, batch: Batch, frozen: TokenScores | None) -> TokenScores:
         """The policy's scores, with all that the loss reads. frozen: the reference's, if any."""
@@ -135,13 +138,15 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     """
     optim, needs = recipe.optim, recipe.loss.needs
     accelerator = new_accelerator()
+    whole = accelerator.distributed_type in WHOLE_POLICY
+    check_precision(accelerator, recipe.run.precision, whole=whole)
     world = accelerator.num_processes
     share = share_of(optim.batch_size, world)
     micro_size = min(optim.micro_batch_size or share, share)
     num_micro = -(-share // micro_size)
     accelerator.gradient_accumulation_steps = num_micro
 
-    if recipe.model.quantization and accelerator.distributed_type not in WHOLE_POLICY:
+    if recipe.model.quantization and not whole:
         raise TrainingError(
             "4-bit weights stay whole on every GPU, and cannot be spread over several",
             got=f"{accelerator.distributed_type.value}",
@@ -208,7 +213,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         )  # fmt: skip
 
     online = recipe.data.online
-    if online is not None and accelerator.distributed_type not in WHOLE_POLICY:
+    if online is not None and not whole:
         raise TrainingError(
             "data.online samples from the policy, whose weights are in pieces",
             got=f"{accelerator.distributed_type.value}",
@@ -261,8 +266,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
 def attention_of(recipe: Recipe, policy: Policy, accelerator: Accelerator) -> Attention:
     """The attention of the recipe, tried on the device and in the precision that will train."""
     model = base_model(policy.model)
-    bf16 = recipe.run.precision == "bf16"
-    dtype = torch.bfloat16 if bf16 else model.get_input_embeddings().weight.dtype
+    dtype = AUTOCAST.get(recipe.run.precision) or model.get_input_embeddings().weight.dtype
     config = model.config.get_text_config()
     return choose(recipe.model.attention, policy.family, config, accelerator.device.type, dtype)
 

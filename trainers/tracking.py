@@ -8,7 +8,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from mmalign.errors import MissingExtra
 from mmalign.log import get_logger
@@ -16,6 +18,9 @@ from mmalign.models.load import Part
 from trainers.checkpoint import Position
 from trainers.config import Recipe
 from trainers.images.config import ImageRecipe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 logger = get_logger("trainers")
 
@@ -35,13 +40,18 @@ class Window:
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def means(self, *, unit: str, lr: float) -> dict[str, float]:
-        """The log line's metrics: `loss` and `grad_norm` per step, all else per row."""
+        """The log line's metrics: `loss` and `grad_norm` per step, all else per row.
+
+        Skipped steps are counted; the norm is the mean of those that were taken.
+        """
         sums = dict(self.sums)
         steps, rows = sums.pop("steps"), sums.pop("rows")
         seconds, tokens = sums.pop("seconds"), sums.pop("tokens")
         metrics = {"loss": sums.pop("loss") / steps, "lr": lr}
-        metrics["grad_norm"] = sums.pop("grad_norm") / steps
-        metrics |= {name: value / rows for name, value in sums.items()}
+        skipped = {name: sums.pop(name) for name in ("skipped_steps",) if name in sums}
+        taken = steps - sum(skipped.values())
+        metrics["grad_norm"] = sums.pop("grad_norm") / max(1, taken)
+        metrics |= skipped | {name: value / rows for name, value in sums.items()}
         metrics |= {"tokens_per_second": tokens / seconds, f"{unit}_per_second": rows / seconds}
         self.sums = {}
         return {f"train/{name}": value for name, value in metrics.items()}
@@ -65,7 +75,9 @@ class Tracker:
         if "tensorboard" in recipe.run.trackers:
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=position.step + 1)
+            # Pictures of step 0 are shown again where a run starts anew.
+            first = position.step + 1 if position.step else 0
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
         if "wandb" in recipe.run.trackers:
             import wandb
 
@@ -89,6 +101,17 @@ class Tracker:
                 self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(dict(metrics), step=step)
+
+    def show(self, step: int, prompts: Sequence[str], pictures: Sequence[Image]) -> None:
+        """The pictures of these prompts, of one size, after step `step`."""
+        if self._board is not None:
+            stacked = np.stack([np.asarray(picture) for picture in pictures])
+            self._board.add_images("validation", stacked, step, dataformats="NHWC")
+        if self._wandb is not None:
+            from wandb import Image as Shown
+
+            shown = [Shown(p, caption=text) for text, p in zip(prompts, pictures, strict=True)]
+            self._wandb.log({"validation": shown}, step=step)
 
     def num_bytes(self) -> int:
         """The length of metrics.jsonl, all of it on the disk."""

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from mmalign.config import Strict
 from mmalign.diffusion.load import DiffusionConfig
@@ -43,6 +50,27 @@ class DenoiserConfig(Strict):
     sample: bool = True
 
 
+class EmaConfig(Strict):
+    """A running average of the weights that train, which is then what is saved and shown."""
+
+    decay: float = Field(default=0.9999, ge=0, lt=1)
+
+
+class ValidationConfig(Strict):
+    """Pictures to look at, drawn of these prompts before training, at intervals and at the end.
+
+    The noise is the same every time. guidance: 1 and less is without. An empty negative_prompt is
+    what the pipeline does when it is given none. None of these changes a weight.
+    """
+
+    every_steps: PositiveInt = 500
+    prompts: tuple[str, ...] = Field(min_length=1)
+    num_steps: PositiveInt = 25
+    guidance: NonNegativeFloat = 5.0
+    seed: NonNegativeInt = 0
+    negative_prompt: str = ""
+
+
 class ImageRecipe(Strict):
     """One training run over images. `reference` is what `diffusion_dpo` compares the policy with:
 
@@ -56,6 +84,8 @@ class ImageRecipe(Strict):
     loss: ImageLoss
     reference: Literal["auto", "adapter_off", "frozen_copy"] = "auto"
     denoiser: DenoiserConfig = DenoiserConfig()
+    ema: EmaConfig | None = None
+    validation: ValidationConfig | None = None
     optim: OptimConfig
     run: RunConfig
 
@@ -65,6 +95,11 @@ class ImageRecipe(Strict):
             raise ValueError(
                 "reference=adapter_off needs an adapter to switch off, and model.lora is not set; "
                 "use frozen_copy"
+            )
+        if self.model.dtype != "float32" and self.run.precision == "float32":
+            raise ValueError(
+                f"model.dtype={self.model.dtype} keeps weights in 16 bits, which are computed with "
+                "in 16 bits: set run.precision=bf16 or fp16, or model.dtype=float32"
             )
         return self
 

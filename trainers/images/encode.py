@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmalign.diffusion.backbones import SIZES, Backbone
 from mmalign.diffusion.framing import Frame, framed
-from mmalign.diffusion.load import load_encoders, pipeline_folder
+from mmalign.diffusion.load import DiffusionConfig, load_encoders, pipeline_folder
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger, progress
 from mmalign.media import open_image
@@ -133,18 +133,24 @@ def _pictures(
     found = vae.encode(pixels).latent_dist
     scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0.0
     mean, deviation = (found.mean.float() - shift) * scale, found.std.float() * scale
-    if not (mean.isfinite().all() and deviation.isfinite().all()):
-        raise TrainingError(
-            "the VAE gave numbers that are not finite",
-            where=recipe.model.vae or recipe.model.path,
-            got=f"model.vae_dtype={recipe.model.vae_dtype}",
-            fix="use model.vae_dtype=float32, or a VAE made for 16 bits as model.vae, such as "
-            "madebyollin/sdxl-vae-fp16-fix",
-        )
+    check_vae(mean, recipe.model)
+    check_vae(deviation, recipe.model)
     return [
         {"mean": m, "deviation": d, SIZES: sizes}
         for m, d, (_, sizes) in zip(mean, deviation, made, strict=True)
     ]
+
+
+def check_vae(made: Tensor, config: DiffusionConfig) -> None:
+    """Raise TrainingError where what the VAE made is not finite."""
+    if not made.isfinite().all():
+        raise TrainingError(
+            "the VAE gave numbers that are not finite",
+            where=config.vae or config.path,
+            got=f"model.vae_dtype={config.vae_dtype}",
+            fix="use model.vae_dtype=float32, or a VAE made for 16 bits as model.vae, such as "
+            "madebyollin/sdxl-vae-fp16-fix",
+        )
 
 
 @torch.no_grad()
@@ -158,7 +164,7 @@ def _prompts(pipeline: Any, backbone: Backbone, prompts: list[str]) -> list[dict
 
 def _tell_truncated(pipeline: Any, prompts: Sequence[str]) -> None:
     """Say how many prompts are longer than the text encoder reads."""
-    tokenizer = pipeline.tokenizer
+    tokenizer = pipeline.tokenizer or pipeline.tokenizer_2
     most = tokenizer.model_max_length
     long = sum(len(tokenizer(prompt, truncation=False).input_ids) > most for prompt in prompts)
     if long:

@@ -59,15 +59,22 @@ class _Row:
 class ImageRows:
     """A dataset of image preferences as the denoiser is asked about it.
 
+    backbone: what is asked, which is told sizes or not.
     with_rejected: whether the loss reads the rejected images; else they are not touched.
     A row's frame, timestep and noise in a step depend on the run's seed, the step and the row's id
     alone, so that cutting a batch into micro-batches or resuming a run changes none of them.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], recipe: ImageRecipe, *, with_rejected: bool, num_steps: int
+        self,
+        dataset: Dataset[Any],
+        recipe: ImageRecipe,
+        backbone: Backbone,
+        *,
+        with_rejected: bool,
+        num_steps: int,
     ) -> None:
-        self.dataset, self.recipe = dataset, recipe
+        self.dataset, self.recipe, self.backbone = dataset, recipe, backbone
         self.with_rejected, self.num_steps = with_rejected, num_steps
         self.store: EncodedStore | None = None
         self._rows: dict[int, _Row] = {}
@@ -155,8 +162,10 @@ class ImageRows:
         prompts = [self.store.read(prompt_digest(row.prompt)) for row in rows] * len(sides)
         draws = drawn * len(sides)
         latents = [_latent(one, draw) for one, draw in zip(stored, draws, strict=True)]
-        conditions = {name: torch.stack([one[name] for one in prompts]) for name in prompts[0]}
-        conditions[SIZES] = torch.stack([one[SIZES] for one in stored])
+        # Text encoders may be in 16 bits of another kind than what the backbone computes in.
+        conditions = {n: torch.stack([one[n] for one in prompts]).float() for n in prompts[0]}
+        if self.backbone.sizes:
+            conditions[SIZES] = torch.stack([one[SIZES] for one in stored])
         count = len(rows)
         return ImageBatch(
             places=places,
@@ -171,13 +180,6 @@ class ImageRows:
                 rejected=torch.arange(count, 2 * count) if self.with_rejected else None,
             ),
         )
-
-    def told_sizes(self, backbone: Backbone, batch: ImageBatch) -> ImageBatch:
-        """The batch without sizes, for a backbone that is not told them."""
-        if backbone.sizes:
-            return batch
-        conditions = {n: v for n, v in batch.plan.conditions.items() if n != SIZES}
-        return replace(batch, plan=replace(batch.plan, conditions=conditions))
 
     def _decided(self) -> tuple[list[int], list[tuple[int, str, str]]]:
         """Numbers of the rows whose label says that chosen is better, and (number, reason, id) of

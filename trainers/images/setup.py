@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mmalign.config import dump_yaml
+from mmalign.diffusion.attention import use_attention
 from mmalign.diffusion.denoiser import Denoiser
 from mmalign.diffusion.load import ImagePolicy, load_policy
 from mmalign.errors import SchemaMismatch, TrainingError
@@ -23,12 +24,14 @@ from mmalign.records import ImagePreference
 from mmalign.scores import DenoiseScores
 from mmalign.store import Dataset, write_atomically
 from trainers.advice import ran_out
+from trainers.average import Average
 from trainers.directory import RunDirectory
 from trainers.images.config import ImageRecipe
 from trainers.images.encode import make_encoded, store_of
 from trainers.images.rows import ImageBatch, ImageRows
+from trainers.images.validation import Validation, prompts_of
 from trainers.optim import build_optimizer
-from trainers.precision import in_precision
+from trainers.precision import AUTOCAST, in_precision
 from trainers.reference import fingerprint
 from trainers.rows import Survey
 from trainers.sampler import Sampler, share_of, total_steps
@@ -57,6 +60,8 @@ class ImageParts:
     unit: str
     summary: dict[str, Any]
     memory: ImageWatch
+    average: Average | None
+    validation: Validation | None
     online: None = None
 
     def score(self, batch: ImageBatch, frozen: DenoiseScores | None) -> DenoiseScores:
@@ -77,8 +82,7 @@ class ImageParts:
                 tokens=self.survey.tokens,
             )
         )
-        batches = self.rows.batches(self.survey, cuts)
-        return (self.rows.told_sizes(self.policy.backbone, batch) for batch in batches)
+        return self.rows.batches(self.survey, cuts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +140,21 @@ def set_up_images(recipe: ImageRecipe, dataset: Dataset[Any], run: RunDirectory)
 
     policy = load_policy(recipe.model)
     switch_off_dropout(policy.model)
+    computed = AUTOCAST.get(recipe.run.precision) or next(policy.model.parameters()).dtype
+    attention = use_attention(policy.model, recipe.model.attention, accelerator.device, computed)
     rows = ImageRows(
         dataset,
         recipe,
+        policy.backbone,
         with_rejected=Need.REJECTED in recipe.loss.needs,
         num_steps=len(policy.schedule),
     )
     survey = _started_from(recipe, run, dataset, policy, rows, accelerator)
     store = store_of(recipe)
-    make_encoded(recipe, policy.backbone, store, *rows.wanted(), dataset.media_root, accelerator)
+    pictures, prompts = rows.wanted()
+    if recipe.validation is not None:
+        prompts |= prompts_of(recipe.validation)
+    make_encoded(recipe, policy.backbone, store, pictures, prompts, dataset.media_root, accelerator)
     rows.store = store
     steps = total_steps(
         num_rows=len(survey.rows),
@@ -160,6 +170,20 @@ def set_up_images(recipe: ImageRecipe, dataset: Dataset[Any], run: RunDirectory)
     tell_engine(accelerator, denoiser, micro_size=micro_size, clip_norm=optim.clip_norm)
     optimizer = build_optimizer(denoiser.parameters(), optim)
     scorer, optimizer = accelerator.prepare(denoiser, optimizer)
+    average = None
+    if recipe.ema is not None and accelerator.is_main_process:
+        average = Average(policy.model, recipe.ema.decay)
+    validation = None
+    if recipe.validation is not None:
+        validation = Validation(
+            recipe=recipe,
+            config=recipe.validation,
+            policy=policy,
+            store=store,
+            average=average,
+            accelerator=accelerator,
+            run_hash=run.recipe_hash,
+        )
 
     trained = sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in policy.model.parameters())
@@ -169,9 +193,10 @@ def set_up_images(recipe: ImageRecipe, dataset: Dataset[Any], run: RunDirectory)
         "%s: %s parameters, %s trainable", policy.backbone.part, f"{whole:,}", f"{trained:,}"
     )
     logger.info(
-        "%d steps of %d pairs: %d processes x %d micro-batches of %d; reference %s; %s prediction",
+        "%d steps of %d pairs: %d processes x %d micro-batches of %d; reference %s; %s prediction; "
+        "attention %s",
         steps, optim.batch_size, accelerator.num_processes, num_micro, micro_size, kind,
-        policy.schedule.prediction,
+        policy.schedule.prediction, attention,
     )  # fmt: skip
     return ImageParts(
         recipe=recipe,
@@ -190,6 +215,8 @@ def set_up_images(recipe: ImageRecipe, dataset: Dataset[Any], run: RunDirectory)
         num_micro=num_micro,
         unit="pairs" if rows.with_rejected else "examples",
         memory=ImageWatch(recipe=recipe),
+        average=average,
+        validation=validation,
         summary={
             "steps": steps,
             "dataset": dataset.manifest.content_hash,

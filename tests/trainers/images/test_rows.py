@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mmalign.config import validate
+from mmalign.diffusion.backbones import BACKBONES
 from mmalign.errors import TrainingError
 from mmalign.media import embed
 from mmalign.records import ImagePreference, Media
@@ -35,7 +36,9 @@ def rows_of(folder: Path, limit: int | None, *, with_rejected: bool = True) -> I
         "run": {"output": str(folder / "run")},
     }
     recipe = validate(values, ImageRecipe, "test")
-    return ImageRows(open_dataset(folder), recipe, with_rejected=with_rejected, num_steps=10)
+    return ImageRows(
+        open_dataset(folder), recipe, BACKBONES[0], with_rejected=with_rejected, num_steps=10
+    )
 
 
 def survey(folder: Path, limit: int | None = None, **options: Any) -> Survey:

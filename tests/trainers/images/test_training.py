@@ -17,8 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmalign.config import dump_yaml, validate
-from mmalign.diffusion.tiny import TinyPipeline
+from mmalign.config import dump_yaml
 from mmalign.errors import ConfigError, MmalignError, SchemaMismatch, TrainingError
 from mmalign.media import embed
 from mmalign.records import Example, ImagePreference, Media, user
@@ -34,66 +33,6 @@ from trainers.setup import new_accelerator
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 LAUNCH += ["--main_process_port", "0", "-m", "trainers"]
-WORDS = ("a", "bold", "seven", "three")
-ROWS = 6
-
-
-def picture(seed: int, width: int = 32, height: int = 32, mode: str = "RGB") -> Image.Image:
-    pixels = np.random.RandomState(seed).randint(0, 255, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).convert(mode)
-
-
-def pairs(count: int = ROWS) -> list[ImagePreference]:
-    return [
-        ImagePreference(
-            id=f"{n}",
-            prompt=["a bold seven", "a three"][n % 2],
-            chosen=embed(picture(2 * n, 40 + n, 32)),
-            rejected=embed(picture(2 * n + 1, 32, 36 + n)),
-        )
-        for n in range(count)
-    ]
-
-
-@pytest.fixture(scope="module", params=["sdxl"])
-def folder(request, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("tiny") / request.param
-    return TinyPipeline(output=path, pipeline=request.param, words=WORDS).build()
-
-
-def recipe_of(folder: Path, data: Path, output: Path, **changes: Any) -> ImageRecipe:
-    values: dict[str, Any] = {
-        "model": {"path": str(folder)},
-        "data": {"path": str(data), "resolution": 32},
-        "loss": {"name": "mapo_released"},
-        "optim": {"lr": 1e-3, "batch_size": 4, "steps": 3, "schedule": "constant"},
-        "run": {"output": str(output), "log_every_steps": 1},
-    }
-    for key, value in changes.items():
-        part, _, name = key.partition("__")
-        if name:
-            values[part] = values[part] | {name: value}
-        else:
-            values[part] = value
-    return validate(values, ImageRecipe, "test")
-
-
-@pytest.fixture
-def data(tmp_path) -> Path:
-    write_dataset(tmp_path / "data", ImagePreference, pairs())
-    return tmp_path / "data"
-
-
-def trained(recipe: ImageRecipe) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
-    metrics = [event.metrics for event in train(recipe) if isinstance(event, Stepped)]
-    weights = next(recipe.run.output.glob("model/**/*.safetensors"), None)
-    unet = recipe.run.output / "model/unet/diffusion_pytorch_model.safetensors"
-    assert weights is not None
-    return metrics, load_file(unet if unet.exists() else weights)
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +48,9 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
         {"denoiser": {"min_snr_gamma": 5.0, "sample": False}},
     ],
 )
-def test_every_loss_trains_and_what_it_saves_loads(folder, data, tmp_path, changes):
+def test_every_loss_trains_and_what_it_saves_loads(
+    folder, data, tmp_path, changes, recipe_of, trained
+):
     from diffusers import StableDiffusionXLPipeline
 
     recipe = recipe_of(folder, data, tmp_path / "run", **changes)
@@ -130,22 +71,22 @@ def test_every_loss_trains_and_what_it_saves_loads(folder, data, tmp_path, chang
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
-def test_other_backbones_train_by_the_same_losses(kind, data, tmp_path):
-    other = TinyPipeline(output=tmp_path / kind, pipeline=kind, words=WORDS).build()
+def test_other_backbones_train_by_the_same_losses(kind, data, tmp_path, tiny_pipeline, recipe_of):
+    other = tiny_pipeline(kind)
     for loss in ("mapo", "diffusion_dpo"):
         recipe = recipe_of(other, data, tmp_path / f"run-{loss}", loss={"name": loss})
         metrics = [e.metrics for e in train(recipe) if isinstance(e, Stepped)]
         assert all(np.isfinite(m["train/loss"]) for m in metrics)
 
 
-def test_cutting_a_batch_changes_nothing_but_rounding(folder, data, tmp_path):
+def test_cutting_a_batch_changes_nothing_but_rounding(folder, data, tmp_path, recipe_of, trained):
     _, whole = trained(recipe_of(folder, data, tmp_path / "whole"))
     cut = recipe_of(folder, data, tmp_path / "cut", optim__micro_batch_size=1)
     _, pieces = trained(cut)
     assert_same_training(folder, whole, pieces)
 
 
-def test_a_stopped_run_ends_as_one_that_was_not(folder, data, tmp_path):
+def test_a_stopped_run_ends_as_one_that_was_not(folder, data, tmp_path, recipe_of, trained, equal):
     _, whole = trained(recipe_of(folder, data, tmp_path / "whole", optim__steps=4))
     recipe = recipe_of(folder, data, tmp_path / "cut", optim__steps=4, run__save_every_steps=2)
     events = train(recipe)
@@ -155,10 +96,12 @@ def test_a_stopped_run_ends_as_one_that_was_not(folder, data, tmp_path):
     assert equal(whole, resumed)
 
 
-def test_two_processes_equal_one(folder, data, tmp_path):
-    """Also in which rows they take: with a limit, the survey goes in rounds."""
-    changes: dict[str, Any] = {"optim__micro_batch_size": 2, "data__limit": ROWS - 1}
+def test_two_processes_equal_one(folder, data, tmp_path, recipe_of, trained):
+    """Also in which rows they take: with a limit, the survey goes in rounds. And with an average
+    and pictures, which are the first one's alone to make."""
+    changes: dict[str, Any] = {"optim__micro_batch_size": 2, "data__limit": 5, "ema": {}}
     _, one = trained(recipe_of(folder, data, tmp_path / "one", **changes))
+    changes["validation"] = {"prompts": ["a seven"], "num_steps": 2, "every_steps": 2}
     recipe = recipe_of(folder, data, tmp_path / "two", **changes)
     (tmp_path / "recipe.yaml").write_text(dump_yaml(recipe))
     encoded = f"data.encoded={tmp_path / 'encoded'}"
@@ -173,6 +116,8 @@ def test_two_processes_equal_one(folder, data, tmp_path):
     assert done.stderr.count("2 processes x 1 micro-batches of 2") == 1
     two = load_file(tmp_path / "two/model/unet/diffusion_pytorch_model.safetensors")
     assert_same_training(folder, one, two)
+    drawn = sorted(file.parent.name for file in (tmp_path / "two/samples").rglob("0.png"))
+    assert drawn == ["step-000000", "step-000002", "step-000003"]
 
 
 def assert_same_training(folder: Path, one: dict[str, Any], other: dict[str, Any]) -> None:
@@ -183,20 +128,19 @@ def assert_same_training(folder: Path, one: dict[str, Any], other: dict[str, Any
     assert apart < 0.01 * moved
 
 
-def test_beta_0_is_sft_to_the_bit(folder, data, tmp_path):
+def test_beta_0_is_sft_to_the_bit(folder, data, tmp_path, recipe_of, trained, equal):
     _, sft = trained(recipe_of(folder, data, tmp_path / "sft", loss={"name": "diffusion_sft"}))
     zero = {"name": "mapo_released", "beta": 0.0}
     _, mapo = trained(recipe_of(folder, data, tmp_path / "mapo", loss=zero))
     assert equal(sft, mapo)
 
 
-def gradient(folder: Path, data: Path, output: Path, **changes) -> dict[str, torch.Tensor]:
+def gradient(recipe: ImageRecipe) -> dict[str, torch.Tensor]:
     """After one step of plain descent, which the weights show."""
     from mmalign.store import open_dataset
     from trainers.directory import RunDirectory
     from trainers.images.setup import set_up_images
 
-    recipe = recipe_of(folder, data, output, **changes)
     run = RunDirectory(recipe)
     parts = set_up_images(recipe, open_dataset(recipe.data.path), run)
     batch = next(parts.batches(first_step=0))
@@ -207,7 +151,9 @@ def gradient(folder: Path, data: Path, output: Path, **changes) -> dict[str, tor
     return {name: p.grad for name, p in named if p.grad is not None}
 
 
-def test_identical_images_add_nothing_to_the_chosen_ones_gradient(folder, tmp_path):
+def test_identical_images_add_nothing_to_the_chosen_ones_gradient(
+    folder, tmp_path, recipe_of, pairs
+):
     """Of the same pixels in other bytes: z is 0 and its gradient in the weights too."""
     rows = []
     for row in pairs():
@@ -222,14 +168,17 @@ def test_identical_images_add_nothing_to_the_chosen_ones_gradient(folder, tmp_pa
             )
         )
     write_dataset(tmp_path / "same", ImagePreference, rows)
-    found = gradient(folder, tmp_path / "same", tmp_path / "a")
-    wanted = gradient(folder, tmp_path / "same", tmp_path / "b", loss={"name": "diffusion_sft"})
+    data, sft = tmp_path / "same", {"name": "diffusion_sft"}
+    found = gradient(recipe_of(folder, data, tmp_path / "a"))
+    wanted = gradient(recipe_of(folder, data, tmp_path / "b", loss=sft))
     norm = sum(g.square().sum() for g in wanted.values()).sqrt()
     for name, value in wanted.items():
         assert (found[name] - value).norm() < 1e-4 * norm, name
 
 
-def test_latents_are_made_once_and_damage_is_made_good(folder, data, tmp_path, monkeypatch):
+def test_latents_are_made_once_and_damage_is_made_good(
+    folder, data, tmp_path, monkeypatch, recipe_of, trained, equal
+):
     first = recipe_of(folder, data, tmp_path / "one")
     _, weights = trained(first)
     stored = sorted((data / "encoded").glob("*/encoded-*.safetensors"))
@@ -248,7 +197,7 @@ def test_latents_are_made_once_and_damage_is_made_good(folder, data, tmp_path, m
     assert equal(weights, mended)
 
 
-def test_other_encoders_are_not_taken_for_these(folder, data, tmp_path):
+def test_other_encoders_are_not_taken_for_these(folder, data, tmp_path, recipe_of, trained):
     trained(recipe_of(folder, data, tmp_path / "one"))
     moved = tmp_path / "moved" / folder.name
     shutil.copytree(folder, moved)
@@ -262,7 +211,9 @@ def test_other_encoders_are_not_taken_for_these(folder, data, tmp_path):
         trained(recipe_of(folder, data, tmp_path / "two"))
 
 
-def test_rows_that_cannot_be_used_are_counted_by_reason(folder, tmp_path):
+def test_rows_that_cannot_be_used_are_counted_by_reason(
+    folder, tmp_path, recipe_of, trained, picture, pairs
+):
     rows = pairs(4)
     same = embed(picture(9))
     odd = [
@@ -287,7 +238,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(folder, tmp_path):
     assert survey["ids"] == ["0", "1", "2", "3", "grey"]
 
 
-def test_numbers_that_are_not_finite_name_the_vae(folder, data, tmp_path):
+def test_numbers_that_are_not_finite_name_the_vae(folder, data, tmp_path, recipe_of, trained):
     broken = tmp_path / "broken"
     shutil.copytree(folder, broken)
     from safetensors.torch import save_file
@@ -300,7 +251,7 @@ def test_numbers_that_are_not_finite_name_the_vae(folder, data, tmp_path):
         trained(recipe_of(broken, data, tmp_path / "run"))
 
 
-def test_long_prompts_are_cut_and_counted(folder, tmp_path, caplog):
+def test_long_prompts_are_cut_and_counted(folder, tmp_path, caplog, recipe_of, trained, picture):
     rows = [
         ImagePreference(
             id=f"{n}", prompt="a seven " * 60, chosen=embed(picture(n)), rejected=embed(picture(9))
@@ -313,13 +264,15 @@ def test_long_prompts_are_cut_and_counted(folder, tmp_path, caplog):
     assert "1 of 1 prompts are cut at 77 tokens" in caplog.text
 
 
-def test_a_batch_shares_noise_and_time_within_a_pair_and_tells_each_size(folder, data, tmp_path):
+def test_a_batch_shares_noise_and_time_within_a_pair_and_tells_each_size(
+    folder, data, tmp_path, recipe_of, equal, picture
+):
     from mmalign.diffusion.load import load_policy
     from mmalign.store import open_dataset
 
     recipe = recipe_of(folder, data, tmp_path / "run")
     dataset, policy = open_dataset(data), load_policy(recipe.model)
-    rows = ImageRows(dataset, recipe, with_rejected=True, num_steps=1000)
+    rows = ImageRows(dataset, recipe, policy.backbone, with_rejected=True, num_steps=1000)
     accelerator = new_accelerator()
     survey = rows.survey(accelerator)
     rows.store = store_of(recipe)
@@ -336,7 +289,7 @@ def test_a_batch_shares_noise_and_time_within_a_pair_and_tells_each_size(folder,
     assert not torch.equal(rows.batch(survey, 4, [0]).plan.noise[0], plan.noise[0])
 
 
-def test_kinds_are_told_apart_and_mismatches_told(folder, data, tmp_path):
+def test_kinds_are_told_apart_and_mismatches_told(folder, data, tmp_path, recipe_of):
     assert kind_of({"loss": {"name": "mapo"}}) is ImageRecipe
     assert kind_of({"loss": {"name": "dpo"}}) is not ImageRecipe
     assert kind_of({}) is not ImageRecipe
@@ -356,7 +309,7 @@ def test_verbs_for_text_refuse_a_recipe_over_images(tmp_path):
         load_recipe(file)
 
 
-def test_a_finished_run_is_not_run_again(folder, data, tmp_path):
+def test_a_finished_run_is_not_run_again(folder, data, tmp_path, recipe_of, trained):
     recipe = recipe_of(folder, data, tmp_path / "run", optim__steps=1)
     trained(recipe)
     assert [type(event) for event in train(recipe)] == [Finished]
