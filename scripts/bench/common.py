@@ -66,6 +66,13 @@ class Memory:
             Path("/proc/self/clear_refs").write_text("5")
             self.start = self._read("VmRSS")
 
+    def forget_peak(self) -> float:
+        """Let the peak begin anew with what is held now; growth up to now, counted from `reset`."""
+        start = self.start
+        self.reset()
+        held, self.start = self.start, start
+        return (held - start) / (2**20 if self.device == "cuda" else 1024)
+
     def growth(self) -> float:
         if self.device == "cuda":
             import torch
@@ -144,6 +151,15 @@ def median_of(results: Sequence[dict], name: str) -> float:
 def spread(results: Sequence[dict]) -> str:
     seconds = sorted(second for one in results for second in one["seconds"])
     return f"{seconds[0]:.2f} to {seconds[-1]:.2f}"
+
+
+def need_cuda(device: str) -> None:
+    """End here where `device` is cuda and there is none."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            sys.exit("there is no CUDA here; --tiny runs everything at toy size on the CPU")
 
 
 def machine(device: str, threads: int) -> str:
