@@ -162,7 +162,7 @@ def need_cuda(device: str) -> None:
             sys.exit("there is no CUDA here; --tiny runs everything at toy size on the CPU")
 
 
-def machine(device: str, threads: int) -> str:
+def machine(device: str, threads: int, precision: str = "float32") -> str:
     """One line for the docs: what this ran on."""
     names = ("torch", "transformers", "trl")
     versions = ", ".join(_version(name) for name in names)
@@ -175,7 +175,7 @@ def machine(device: str, threads: int) -> str:
     if info.exists():
         lines = info.read_text().splitlines()
         cpu = next((x.split(": ")[1] for x in lines if x.startswith("model name")), cpu)
-    return f"{threads} threads of {cpu} ({os.cpu_count()} cores), {versions}, float32"
+    return f"{threads} threads of {cpu} ({os.cpu_count()} cores), {versions}, {precision}"
 
 
 def _version(name: str) -> str:

@@ -321,9 +321,10 @@ def main(given: Sequence[str] | None = None) -> None:
         once = run_cell(__file__, [*mine, "--cell", "prepare"])
         runs = {run: [*mine, "--cell", run] for run in COMPARED[args.work]}
         found = interleaved(__file__, runs, args.rounds)
-    print(f"\n{' '.join(sys.argv)}\n{machine('cpu', args.threads)}")
+    print(f"\n{' '.join(sys.argv)}\n{machine('cpu', args.threads, args.precision)}")
     print(
-        f"{args.batch} pairs a step, {args.train}, {args.precision}, median of {args.rounds} "
+        f"{args.batch} pairs a step, {args.train}, {'' if args.checkpointing else 'no '}"
+        f"gradient checkpointing, median of {args.rounds} "
         f"interleaved rounds of {args.steps - 1} steps; stored once: {once['rows']} pairs in "
         f"{once['seconds']:.1f} s, {once['store_mb']:.1f} MB, peak {once['peak_mb']:.0f} MB\n"
     )
