@@ -36,9 +36,17 @@ bench: setup  ## Measure speed on the CPU: the tables of docs/benchmarks.md
 	$(BIN)/python scripts/bench/steps.py many --rounds 5
 	$(BIN)/python scripts/bench/steps.py floor --rounds 5
 	$(BIN)/python scripts/bench/builders.py --rounds 3
+	$(BIN)/python scripts/bench/images.py costs
+	$(BIN)/python scripts/bench/images.py cached --train lora --precision bf16 --checkpointing
+	$(BIN)/python scripts/bench/images.py cached --train lora --precision bf16
+	$(BIN)/python scripts/bench/images.py cached --train full --precision bf16
+	$(BIN)/python scripts/bench/images.py cached --train full
+	$(BIN)/python scripts/bench/images.py losses --train full
+	$(BIN)/python scripts/bench/images.py losses --train lora
 
 bench-gpu: setup  ## Measure speed on CUDA
 	$(BIN)/python scripts/bench/gpu.py
+	$(BIN)/python scripts/bench/gpu_images.py
 
 check: setup  ## Check format, lint, types and the import law
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +11,9 @@ from types import ModuleType
 
 import pytest
 
-NAMES = ("gpu", "gpu_cells", "floor", "steps", "builders", "common")
+NAMES = (
+    "gpu", "gpu_cells", "gpu_images", "images", "sdxl", "floor", "steps", "builders", "common",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -125,6 +128,84 @@ def test_the_builders_baseline_writes_the_same_texts(bench, tmp_path):
     made = ours.generate(requests, Sampling(max_new_tokens=8))
     assert [one.text.split() for one in naive] == [one.text.split() for one in made]
     assert any(len(one.text.split()) == 8 for one in made)
+
+
+def test_the_small_sdxl_is_sdxl_with_narrower_layers(bench):
+    """Parameters of SDXL's own checkpoint, and operations in nearly its proportions."""
+    sdxl = bench("sdxl")
+    own, small = sdxl.costs(sdxl.REAL, 1024), sdxl.costs(sdxl.SMALL, 256)
+    assert {name: size for name, (size, _) in own.items()} == {
+        "unet": 2_567_463_684,
+        "vae": 83_653_863,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 694_659_840,
+    }
+    assert own.keys() == small.keys()
+    for name, (size, _) in small.items():
+        assert size == pytest.approx(own[name][0] / 16, rel=0.02), name
+    beside = [
+        (its["vae"][1] + (its["text_encoder"][1] + its["text_encoder_2"][1]) / 2) / its["unet"][1]
+        for its in (own, small)
+    ]
+    assert beside[1] == pytest.approx(beside[0], rel=0.05)
+
+
+def test_a_step_with_encoders_in_it_is_the_step_from_stored_latents(bench, tmp_path):
+    images = bench("images")
+    setting = images.Setting(folder=tmp_path, model="tiny", side=32, batch=2, steps=2)
+    once = images.prepare(setting, 3)
+    assert once["rows"] == 3
+    assert once["store_mb"] > 0
+    found = {run: [images.measure(setting, run)] for run in ("live", "encoded", "diffusion_dpo")}
+    live, encoded, dpo = (its[0] for its in found.values())
+    assert live["losses"] == pytest.approx(encoded["losses"], rel=1e-4)
+    assert len(set(encoded["losses"])) == 2
+    assert dpo["losses"][0] == pytest.approx(math.log(2), rel=1e-6)
+    assert all(len(its[0]["seconds"]) == 1 for its in found.values())
+    made = {"live": [run(3.0, 200)], "encoded": [run(2.0, 150)]}
+    for its in made.values():
+        its[0]["static_mb"] = 10.0
+    header, rows = images.table(("live", "encoded"), made)
+    assert header[3:] == ["throughput / live", "static MB", "peak MB", "peak / live"]
+    assert rows[1] == ["encoded", "2.00", "2.00 to 2.00", "1.50x", "10", "150", "0.75"]
+
+
+def test_gpu_images_grow_until_memory_ends_and_compare_equal_batches(bench):
+    gpu_images = bench("gpu_images")
+    found, end = gpu_images.until_memory_ends(
+        lambda size: run(float(size)) if size < 4 else "…\nTrainingError: memory ran out", 64
+    )
+    assert list(found) == [1, 2]
+    assert end == "batch 4: … TrainingError: memory ran out"
+    assert list(gpu_images.batches(6)) == [1, 2, 4]
+    rows = gpu_images.rows_of(
+        "lora",
+        "sdpa",
+        {
+            "diffusion_dpo": {1: run(2.0, 200)},
+            "mapo_released": {1: run(1.5, 150), 2: run(2.5, 180)},
+            "live": {},
+        },
+    )
+    assert [row[2:] for row in rows] == [
+        ["1", "diffusion_dpo", "2.000", "0.50", "200", "-", "-"],
+        ["1", "mapo_released", "1.500", "0.67", "150", "25.0%", "25.0%"],
+        ["2", "mapo_released", "2.500", "0.80", "180", "-", "-"],
+    ]
+
+
+@pytest.mark.slow
+def test_gpu_images_run_at_toy_size_on_the_cpu(bench, capsys):
+    mine = ["--tiny", "--attention", "sdpa", "--most", "2", "--steps", "2"]
+    bench("gpu_images").main(mine)
+    lines = [line.split("|")[1:5] for line in capsys.readouterr().out.splitlines()]
+    told = [" ".join("".join(line).split()) for line in lines if line]
+    assert told[2:] == [
+        f"{train} sdpa {batch} {run}"
+        for train in ("lora", "full")
+        for batch in (1, 2)
+        for run in ("diffusion_dpo", "mapo_released", "live")
+    ]
 
 
 @pytest.mark.slow

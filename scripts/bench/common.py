@@ -66,6 +66,13 @@ class Memory:
             Path("/proc/self/clear_refs").write_text("5")
             self.start = self._read("VmRSS")
 
+    def forget_peak(self) -> float:
+        """Let the peak begin anew with what is held now; growth up to now, counted from `reset`."""
+        start = self.start
+        self.reset()
+        held, self.start = self.start, start
+        return (held - start) / (2**20 if self.device == "cuda" else 1024)
+
     def growth(self) -> float:
         if self.device == "cuda":
             import torch
@@ -146,7 +153,16 @@ def spread(results: Sequence[dict]) -> str:
     return f"{seconds[0]:.2f} to {seconds[-1]:.2f}"
 
 
-def machine(device: str, threads: int) -> str:
+def need_cuda(device: str) -> None:
+    """End here where `device` is cuda and there is none."""
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            sys.exit("there is no CUDA here; --tiny runs everything at toy size on the CPU")
+
+
+def machine(device: str, threads: int, precision: str = "float32") -> str:
     """One line for the docs: what this ran on."""
     names = ("torch", "transformers", "trl")
     versions = ", ".join(_version(name) for name in names)
@@ -159,7 +175,7 @@ def machine(device: str, threads: int) -> str:
     if info.exists():
         lines = info.read_text().splitlines()
         cpu = next((x.split(": ")[1] for x in lines if x.startswith("model name")), cpu)
-    return f"{threads} threads of {cpu} ({os.cpu_count()} cores), {versions}, float32"
+    return f"{threads} threads of {cpu} ({os.cpu_count()} cores), {versions}, {precision}"
 
 
 def _version(name: str) -> str:

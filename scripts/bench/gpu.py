@@ -37,6 +37,7 @@ from common import (
     machine,
     median_of,
     median_seconds,
+    need_cuda,
     print_cell,
     print_table,
     spread,
@@ -147,7 +148,7 @@ def main(given: Sequence[str] | None = None) -> None:
         if args.cell:
             print_cell(facts(setting) if args.cell == "facts" else measure(setting, args.cell))
             return
-        _need_cuda(setting.device)
+        need_cuda(setting.device)
 
         def run(cell: str) -> dict:
             print(cell, file=sys.stderr, flush=True)
@@ -195,14 +196,6 @@ def main(given: Sequence[str] | None = None) -> None:
     print()
     for name, reason in known["refused"].items():
         print(f"refused: {name}: {reason}")
-
-
-def _need_cuda(device: str) -> None:
-    if device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            sys.exit("there is no CUDA here; --tiny runs everything at toy size on the CPU")
 
 
 if __name__ == "__main__":
