@@ -23,8 +23,8 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from data_builders.base import Builder
 from data_builders.picture_page import write_picture_page
 from mmalign.config import Strict
+from mmalign.diffusion.config import DiffusionConfig
 from mmalign.diffusion.judging import AnyJudge, ImageJudge
-from mmalign.diffusion.load import DiffusionConfig
 from mmalign.diffusion.prompts import ImagePrompt, read_prompts
 from mmalign.diffusion.sampling import Draw, ImageSampling
 from mmalign.jobs import Outcome

@@ -27,8 +27,8 @@ from evals.base import Row, Suite, read_jsonl
 from evals.stats import Ratio, mean, ratio
 from mmalign import log
 from mmalign.config import Strict
+from mmalign.diffusion.config import DiffusionConfig
 from mmalign.diffusion.judging import AnyJudge
-from mmalign.diffusion.load import DiffusionConfig
 from mmalign.diffusion.prompts import read_prompts
 from mmalign.diffusion.sampling import Draw, ImageSampling, named
 from mmalign.errors import DataError

@@ -26,7 +26,7 @@ from evals.report import (
     measures,
     suite_title,
 )
-from evals.report_pictures import add_pictures
+from evals.report_pictures import add_pictures, add_samples
 from evals.report_scenes import add_scenes
 from mmalign.report.page import Kind, Marked, Page
 from mmalign.store import write_atomically
@@ -36,8 +36,16 @@ _CURVE_POINTS = 100
 _CURVES = {
     "train/loss": ("Loss", "Each run's own loss: heights of different losses do not compare."),
     "train/margin": (
-        "Reward margin",
-        "By how much more the chosen response gained on the reference than the rejected one.",
+        "Margin",
+        "Of chosen over rejected, as each loss measures it; against the reference, if it has one.",
+    ),
+    "train/chosen_error": (
+        "Denoising error of the chosen picture",
+        "A diffusion model's own measure: the smaller, the likelier it finds the picture.",
+    ),
+    "train/rejected_error": (
+        "Denoising error of the rejected picture",
+        "Above its start, training has made the rejected picture less likely.",
     ),
     "train/chosen_logp_change": (
         "Chosen log-probability, change from reference (nats)",
@@ -184,6 +192,7 @@ def _page(report: Report) -> Page:
     _add_curves(page, report)
     add_scenes(page, report)
     add_pictures(page, report)
+    add_samples(page, report)
     page.heading("How it was run")
     for evaluation in report.evaluations:
         kept = {key: value for key, value in evaluation.results.items() if key != "suites"}

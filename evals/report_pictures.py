@@ -1,8 +1,12 @@
-"""The report's pictures: what each model drew for the same prompt and noise, side by side."""
+"""The report's pictures: what each model drew for the same prompt and noise, side by side.
+
+And what a run drew while it trained, from before its first step to its last.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,8 @@ from mmalign.records import Media
 from mmalign.report.page import Card, Page, thumbnail
 
 SIDE = 160
+# Most that a card of a training run holds: the first, the last, and some between, evenly spread.
+STEPS = 6
 
 
 def add_pictures(page: Page, report: Report) -> None:
@@ -56,3 +62,35 @@ def _card(
         under.append("\n".join([evaluation.name, *scores]))
     texts: list[Any] = [("prompt", items[shown[0].name][id]["prompt"])]
     return Card(id, pictures, texts, note="; ".join(problems), under=tuple(under))
+
+
+def add_samples(page: Page, report: Report) -> None:
+    """What each training run drew of its `validation` prompts, by step."""
+    for run in report.recipe.runs:
+        folders = sorted(run.train.glob("samples/step-*")) if run.train else []
+        complete = [folder for folder in folders if (folder / "settings.json").exists()]
+        if run.train is None or not complete:
+            continue
+        count = min(STEPS, len(complete))
+        last = len(complete) - 1
+        shown = [complete[number * last // max(1, count - 1)] for number in range(count)]
+        prompts = json.loads((complete[-1] / "settings.json").read_text())["prompts"]
+        page.heading(f"During training: {run.name}")
+        page.paragraph("Drawn from one noise each time; under each picture stands the step.")
+        page.gallery([_by_step(number, prompt, shown) for number, prompt in enumerate(prompts)])
+
+
+def _by_step(number: int, prompt: str, folders: Sequence[Path]) -> Card:
+    pictures: list[str] = []
+    under: list[str] = []
+    problems: list[str] = []
+    for folder in folders:
+        try:
+            picture = open_image(Media(path=f"{number}.png"), folder)
+        except MediaError as error:
+            problems.append(str(error))
+            continue
+        pictures.append(thumbnail(picture, max_side=SIDE))
+        under.append(f"step {int(folder.name.removeprefix('step-')):,}")
+    texts: list[Any] = [("prompt", prompt)]
+    return Card(prompt, pictures, texts, note="; ".join(problems), under=tuple(under))

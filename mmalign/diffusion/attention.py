@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from mmalign.attention.choose import TOLERANCE, refusal
+from mmalign.diffusion.config import BackboneAttention
 from mmalign.errors import ModelError
-
-BackboneAttention = Literal["auto", "sdpa", "flash", "xformers"]
 
 # What `auto` tries before it stays with SDPA.
 AUTO: dict[str, tuple[str, ...]] = {"cuda": ("flash", "xformers")}

@@ -11,13 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import PositiveInt
-
-from mmalign.config import Strict
-from mmalign.diffusion.attention import BackboneAttention, use_attention
+from mmalign.diffusion.attention import use_attention
 from mmalign.diffusion.backbones import Backbone, backbone_of
+from mmalign.diffusion.config import DiffusionConfig
 from mmalign.diffusion.schedule import Schedule, schedule_of
 from mmalign.errors import MissingExtra, ModelError
 from mmalign.models.lora import first_line
@@ -28,41 +26,6 @@ if TYPE_CHECKING:
 
 INDEX = "model_index.json"
 ADAPTER = "pytorch_lora_weights.safetensors"
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-
-
-class ImageLora(Strict):
-    """A low-rank adapter on the backbone's attention; scaled by alpha / rank, alpha = rank if None.
-
-    targets: None for the backbone's own (query, key, value and output projections).
-    """
-
-    rank: PositiveInt = 8
-    alpha: PositiveInt | None = None
-    targets: tuple[str, ...] | None = None
-
-
-class DiffusionConfig(Strict):
-    """Where a diffusion pipeline comes from and how it is loaded.
-
-    path: a local folder, or a hub name. adapter: a folder with a LoRA to put on it, for sampling.
-    vae: another VAE, such as the SDXL one that float16 does not overflow.
-    dtype: of the backbone; what trains itself must be float32. encoder_dtype: of the text encoders.
-    vae_dtype: float32 unless the VAE is known to bear less.
-    attention: of the backbone; see `mmalign.diffusion.attention`.
-    """
-
-    path: str
-    revision: str | None = None
-    adapter: str | None = None
-    vae: str | None = None
-    dtype: Dtype = "float32"
-    encoder_dtype: Dtype = "float32"
-    vae_dtype: Dtype = "float32"
-    lora: ImageLora | None = None
-    gradient_checkpointing: bool = False
-    attention: BackboneAttention = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

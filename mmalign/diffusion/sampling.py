@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import NonNegativeFloat, PositiveInt
 
 from mmalign.config import Strict
-from mmalign.diffusion.load import DiffusionConfig, load_pipeline
+from mmalign.diffusion.config import DiffusionConfig
 from mmalign.errors import ModelError
 from mmalign.generate.base import request_seed
 
@@ -53,6 +53,8 @@ class ImageSampler:
     def from_checkpoint(cls, config: DiffusionConfig, sampling: ImageSampling) -> ImageSampler:
         """Load the pipeline with its adapter, onto the GPU if there is one."""
         import torch
+
+        from mmalign.diffusion.load import load_pipeline
 
         pipeline = load_pipeline(config, "cuda" if torch.cuda.is_available() else "cpu")
         return cls(pipeline, sampling, name=named(config))

@@ -53,7 +53,11 @@ def test_the_image_lab_from_digits_to_a_report(tmp_path, monkeypatch, capsys, lo
     runs = f"[{{name: mapo, eval: {out}/eval/mapo, train: {out}/mapo}}]"
     report = [f"output={out}/report", f"base={out}/eval/base", f"runs={runs}", "suites=null"]
     verb("report", "configs/eval/report_example.yaml", *report)
-    assert (out / "report" / "report.html").read_text().count("data:image/png;base64,") >= 16
+    page = (out / "report" / "report.html").read_text()
+    # Eight prompts of two models; three prompts before and after training.
+    assert page.count("data:image/png;base64,") == 16 + 6
+    assert "step 2" in page
+    assert "Denoising error of the rejected picture" in page
 
     if lora:
         pipeline = StableDiffusionXLPipeline.from_pretrained(out / "base" / "model")

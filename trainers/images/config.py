@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from mmalign.config import Strict
-from mmalign.diffusion.load import DiffusionConfig
+from mmalign.diffusion.config import DiffusionConfig
 from mmalign.losses.base import Need
 from mmalign.losses.images import ImageLoss
 from trainers.config import OptimConfig, RunConfig

@@ -14,8 +14,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from mmalign.diffusion.backbones import SIZES, Backbone
+from mmalign.diffusion.config import DiffusionConfig
 from mmalign.diffusion.framing import Frame, framed
-from mmalign.diffusion.load import DiffusionConfig, load_encoders, pipeline_folder
+from mmalign.diffusion.load import load_encoders, pipeline_folder
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger, progress
 from mmalign.media import open_image

@@ -10,7 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mmalign.diffusion import attention
 from mmalign.diffusion.attention import head_widths, trial, use_attention
-from mmalign.diffusion.load import DiffusionConfig, load_pipeline, load_policy
+from mmalign.diffusion.config import DiffusionConfig
+from mmalign.diffusion.load import load_pipeline, load_policy
 from mmalign.diffusion.tiny import TinyPipeline
 from mmalign.errors import ModelError
 

@@ -8,14 +8,9 @@ import pytest
 import torch
 
 from mmalign.diffusion.backbones import SIZES
+from mmalign.diffusion.config import DiffusionConfig, ImageLora
 from mmalign.diffusion.denoiser import DenoisePlan, Denoiser
-from mmalign.diffusion.load import (
-    DiffusionConfig,
-    ImageLora,
-    load_encoders,
-    load_pipeline,
-    load_policy,
-)
+from mmalign.diffusion.load import load_encoders, load_pipeline, load_policy
 from mmalign.diffusion.tiny import TinyPipeline
 from mmalign.errors import ModelError
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mmalign.diffusion.load import DiffusionConfig
+from mmalign.diffusion.config import DiffusionConfig
 from mmalign.diffusion.prompts import ImagePrompt, read_prompts
 from mmalign.diffusion.sampling import Draw, ImageSampler, ImageSampling, named, picture_of
 from mmalign.diffusion.tiny import TinyPipeline
