@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from mmalign.diffusion.attention import use_attention
-from mmalign.diffusion.backbones import Backbone, backbone_of
+from mmalign.diffusion.backbones import BACKBONES, Backbone, backbone_of
 from mmalign.diffusion.config import DiffusionConfig
 from mmalign.diffusion.schedule import Schedule, schedule_of
 from mmalign.errors import MissingExtra, ModelError
@@ -111,17 +111,23 @@ def load_encoders(config: DiffusionConfig) -> Any:
 
 
 def load_pipeline(config: DiffusionConfig, device: torch.device | str = "cpu") -> Any:
-    """The whole pipeline on `device`, with its adapter and its attention, for sampling."""
+    """The whole pipeline on `device`, with its adapter and its attention, for sampling.
+
+    One of a class that no backbone is known of loads too, as diffusers loads it.
+    """
     folder = pipeline_folder(config)
-    check_texts(folder)
-    pipeline = _load(config, folder).to(device)
+    known = _index(folder).get("_class_name") in {backbone.pipeline for backbone in BACKBONES}
+    if known:
+        check_texts(folder)
+    pipeline = (_load(config, folder) if known else _load_any(config, folder)).to(device)
     pipeline.set_progress_bar_config(disable=True)
     if config.adapter is not None:
         if not (Path(config.adapter) / ADAPTER).exists():
             raise ModelError("holds no adapter", where=config.adapter, wanted=ADAPTER)
         pipeline.load_lora_weights(config.adapter)
-    model = pipeline.components[_backbone(folder).part]
-    use_attention(model, config.attention, pipeline.device, model.dtype)
+    if known:
+        model = pipeline.components[_backbone(folder).part]
+        use_attention(model, config.attention, pipeline.device, model.dtype)
     return pipeline
 
 
@@ -256,6 +262,34 @@ def _load(config: DiffusionConfig, folder: Path, **parts: Any) -> Any:
         if name not in given and hasattr(part, "requires_grad_"):
             part.requires_grad_(False)
     return pipeline
+
+
+def _load_any(config: DiffusionConfig, folder: Path) -> Any:
+    """A pipeline of any class, in the config's dtypes."""
+    import torch
+
+    diffusers = _diffusers()
+    if config.attention not in ("auto", "sdpa"):
+        raise ModelError(
+            "the attention of this class of pipeline is not known here",
+            where=str(folder),
+            got=f"{_index(folder).get('_class_name')}, model.attention={config.attention}",
+            fix="use model.attention=auto",
+        )
+    texts = [name for name in _index(folder) if name.startswith("text_encoder")]
+    dtypes = {
+        **dict.fromkeys(texts, getattr(torch, config.encoder_dtype)),
+        "vae": getattr(torch, config.vae_dtype),
+        "default": getattr(torch, config.dtype),
+    }
+    try:
+        parts = {}
+        if config.vae is not None:
+            kind = diffusers.AutoencoderKL
+            parts["vae"] = kind.from_pretrained(config.vae, torch_dtype=dtypes["vae"])
+        return diffusers.DiffusionPipeline.from_pretrained(folder, torch_dtype=dtypes, **parts)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise _damaged(folder, error) from error
 
 
 def _backbone(folder: Path) -> Backbone:

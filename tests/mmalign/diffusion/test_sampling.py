@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -120,3 +121,19 @@ def test_prompts_that_cannot_be_used_are_errors(tmp_path, name, content, told):
         read_prompts(tmp_path / name)
     with pytest.raises(DataError, match="cannot be read"):
         read_prompts(tmp_path / "absent.txt")
+
+
+def test_a_pipeline_of_a_class_without_backbone_draws_too(tmp_path):
+    folder = TinyPipeline(output=tmp_path / "other", words=("seven",)).build()
+    index = folder / "model_index.json"
+    told = json.loads(index.read_text()) | {"_class_name": "StableDiffusionXLPAGPipeline"}
+    index.write_text(json.dumps(told))
+    drawing = sampler(folder)
+    assert type(drawing.pipeline).__name__ == "StableDiffusionXLPAGPipeline"
+    assert arrays(drawing.draw(DRAWS[:2])).shape == (2, 32, 32, 3)
+    config = DiffusionConfig(path=str(folder), attention="flash")
+    with pytest.raises(ModelError, match="attention of this class"):
+        ImageSampler.from_checkpoint(config, ImageSampling())
+    index.write_text(json.dumps(told | {"_class_name": "NoSuchPipeline"}))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        sampler(folder)
