@@ -115,8 +115,8 @@ def k3(logps: Tensor, others: Tensor) -> Tensor:
     below 10, so that a token with u > 2.6 has no gradient; here it has one up to u = 20.
     """
     u = (others - logps).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    # The difference of two numbers near u may round to below zero.
-    return (u.expm1() - u).clamp_min(0)
+    # Not exp(u) - u - 1, whose digits are lost near zero, and its sign with them.
+    return u.expm1() - u
 
 
 def masked_sums(values: Tensor, mask: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class RolloutLossConfig(BaseModel):
 
     def log_ratios(self, policy: TokenScores, table: RolloutTable) -> Tensor:
         """log r of every response token, [N, T] nats; zero elsewhere."""
-        return torch.where(policy.mask, policy.logps - table.old_logps, 0.0)
+        return policy.logps - table.old_logps
 
     def reduced(self, sums: Tensor, lengths: Tensor, totals: RolloutTotals) -> Tensor:
         """The mean over a rollout's tokens, [N], of their sums and lengths, each [N]."""

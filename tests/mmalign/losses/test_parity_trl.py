@@ -105,7 +105,7 @@ def test_rollout_losses_equal_trls(kind, loss_type, level, clips, dual_clip, kl_
     torch.manual_seed(0)
     mask = torch.arange(5)[None] < torch.tensor([5, 2, 1, 3])[:, None]
     old = -torch.rand(4, 5) * mask
-    logps = (old + 0.3 * torch.randn(4, 5) * mask).requires_grad_()
+    logps = (old + 0.6 * torch.randn(4, 5) * mask).requires_grad_()
     reference = (old + 0.3 * torch.randn(4, 5)) * mask
     advantages = torch.tensor([0.7, -0.7, -1.2, 0.4])
 
