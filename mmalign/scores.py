@@ -107,11 +107,41 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutTable:
+    """What was sampled: a rollout is a candidate, and a group all rollouts of one prompt.
+
+    advantages: [N] float32; how much better a rollout's reward is than its group's, as the loss
+        has it (`loss.advantages`). Taken over whole groups, so a micro-batch may cut a group.
+    old_logps: [N, T] float32, nats; log-probabilities under the policy that sampled, at response
+        tokens, zero elsewhere; detached.
+    group: [N] int64; which prompt of the step a rollout belongs to.
+    """
+
+    advantages: Tensor
+    old_logps: Tensor
+    group: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutTotals:
+    """Denominators of the whole optimizer step, over all micro-batches and processes.
+
+    A loss divides sums by these, so that cutting a batch into micro-batches or spreading it over
+    processes changes nothing. num_tokens counts the response tokens of all rollouts of the step;
+    max_tokens is the longest that a response may be, however long these are.
+    """
+
+    num_rollouts: int
+    num_tokens: float
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LossOutput:
     """loss: [] float32, this batch's share of the step's loss; per_item: [P] detached.
 
     metrics: sums over this batch's pairs by name, each a detached [] tensor; the loop divides
-    them by the number of pairs.
+    them by the number of pairs. Over rollouts, read rollout for pair, N for P.
     """
 
     loss: Tensor

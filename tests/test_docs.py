@@ -163,6 +163,29 @@ def test_image_recipes_and_losses_are_documented_with_their_defaults():
     }
 
 
+def test_rollout_losses_are_documented_with_their_defaults():
+    from mmalign.losses.rollout import RolloutLoss
+
+    text = (ROOT / "docs/methods/grpo.md").read_text()
+    (names,) = re.findall(r"^\| setting \|(.+)\| meaning \|$", text, re.M)
+    rows = re.findall(r"^\| `(\w+)` \|((?: `[^`]+` \|){4})", text, re.M)
+    told = {
+        (loss, key): yaml.safe_load(default)
+        for key, defaults in rows
+        for loss, default in zip(
+            re.findall(r"`(.+?)`", names), re.findall(r"`(.+?)`", defaults), strict=True
+        )
+    }
+    assert told == {
+        (loss.model_fields["name"].default, key): field.default
+        for loss in members(RolloutLoss)
+        for key, field in loss.model_fields.items()
+        if key != "name"
+    }
+    named = re.findall(r"^\| `(\w+)` \| [^|`]", text, re.M)
+    assert {loss for loss, _ in told} <= set(named)
+
+
 def members(union: Any) -> list[Any]:
     """The classes of a union, of unions inside it too."""
     if isinstance(union, type):
