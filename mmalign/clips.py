@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from mmalign.clip_guard import Channel, Child, end_after
 from mmalign.config import Strict
 from mmalign.decoders import BACKENDS, decord, pyav, why_not, working_backends
 from mmalign.decoders.base import ClipInfo, ClipLimits, Source
 from mmalign.decoders.reading import Plan, decode, find, gather
-from mmalign.errors import MediaError, MissingExtra, MmalignError
+from mmalign.errors import MediaError, MissingExtra
+from mmalign.guard import Channel, Crashed, Guarded, Hung, answer_of, end_after
 from mmalign.media import media_key
 from mmalign.records import Media
 
@@ -45,8 +43,6 @@ Backend = Literal["auto", "torchcodec", "pyav", "decord"]
 
 # Containers round times to a millisecond; a frame that late is still the one shown at a time.
 ROUNDING_SECONDS = 1e-3
-# A child imports its decoder before its first clip; a slow disk must not look like a hang.
-START_SECONDS = 300.0
 
 
 class FrameSampling(Strict):
@@ -168,7 +164,7 @@ class ClipReader:
         verify: bool = False,
     ) -> None:
         self.sampling, self.timeout_seconds = sampling, timeout_seconds
-        self._settings = _Settings(
+        settings = _Settings(
             sampling=sampling,
             backend=backend,
             limits=limits,
@@ -176,21 +172,13 @@ class ClipReader:
             # The parent ends a child that hangs; this is for a child whose parent was ended first.
             end_after_seconds=2 * timeout_seconds + 5,
         )
-        self._child: Child | None = None
-        self._turn = threading.Lock()
+        self._guarded = Guarded("mmalign.clips:serve", settings, what="decodes clips")
 
     def __enter__(self) -> ClipReader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # In another process it starts a child of its own.
-        return self.__dict__ | {"_child": None, "_turn": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state | {"_turn": threading.Lock()})
 
     def open(self, media: Media, root: Path | None) -> Clip:
         """What open_clip returns. Raises MediaError also where the decoder hangs or crashes."""
@@ -199,14 +187,11 @@ class ClipReader:
 
     def probe(self, media: Media, root: Path | None) -> ClipInfo:
         """What probe_clip returns, under the same guard."""
-        return self._ask("probe", media, root, _receive)
+        return self._ask("probe", media, root, answer_of)
 
     def close(self) -> None:
         """End the child. A reader that is used again starts another one."""
-        with self._turn:
-            if self._child is not None:
-                self._child.close()
-                self._child = None
+        self._guarded.close()
 
     def _ask(
         self,
@@ -215,52 +200,14 @@ class ClipReader:
         root: Path | None,
         receive: Callable[[Channel, float], Any],
     ) -> Any:
-        where = media.path or "embedded clip"
-        with self._turn:
-            child = self._child = self._running()
-            deadline = time.monotonic() + self.timeout_seconds
-            try:
-                child.channel.send((task, media, root), deadline)
-                answer = receive(child.channel, deadline)
-                child.channel.give_back_shared(truncate=True)
-                return answer
-            except MediaError:
-                # It comes from the child, which is ready for the next clip.
-                child.channel.give_back_shared(truncate=True)
-                raise
-            except TimeoutError:
-                problem = f"decoder hung: not done within {self.timeout_seconds:g} seconds"
-                fix = "drop the row, or allow more seconds on a slow machine"
-            except (EOFError, ConnectionError):
-                problem, fix = f"its decoder crashed ({child.ending()})", "drop the row"
-            except BaseException:
-                # Ctrl-C: the channel is in the middle of a clip.
-                self._end(child)
-                raise
-            self._end(child)
-        raise MediaError(problem, where=where, fix=fix)
-
-    def _running(self) -> Child:
-        if self._child is not None and self._child.is_mine_and_alive():
-            return self._child
-        child = Child("mmalign.clips:serve")
-        deadline = time.monotonic() + START_SECONDS
         try:
-            child.channel.send(self._settings, deadline)
-            _receive(child.channel, deadline)
-        except (EOFError, ConnectionError, TimeoutError) as error:
-            late = f"it was not ready within {START_SECONDS:.0f} seconds"
-            why = late if isinstance(error, TimeoutError) else child.ending()
-            child.kill()
-            raise MmalignError(f"the process that decodes clips did not start ({why})") from None
-        except BaseException:
-            child.kill()
-            raise
-        return child
-
-    def _end(self, child: Child) -> None:
-        child.kill()
-        self._child = None
+            return self._guarded.ask((task, media, root), self.timeout_seconds, receive)
+        except Hung:
+            problem = f"decoder hung: not done within {self.timeout_seconds:g} seconds"
+            fix = "drop the row, or allow more seconds on a slow machine"
+        except Crashed as crash:
+            problem, fix = f"its decoder crashed ({crash})", "drop the row"
+        raise MediaError(problem, where=media.path or "embedded clip", fix=fix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -310,16 +257,8 @@ def _answer(
     return gather(parts, partial(_shared, channel))[0]
 
 
-def _receive(channel: Channel, deadline: float) -> Any:
-    """The child's next message. Raises it where it is an error."""
-    message = channel.receive(deadline)
-    if isinstance(message, MmalignError):
-        raise message
-    return message
-
-
 def _receive_clip(channel: Channel, deadline: float) -> tuple[Plan, np.ndarray]:
-    plan: Plan = _receive(channel, deadline)
+    plan: Plan = answer_of(channel, deadline)
     return plan, _shared(channel, plan.frames_shape).copy()
 
 

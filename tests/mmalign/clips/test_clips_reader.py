@@ -59,8 +59,8 @@ class VideoReader:
 
 
 def child_of(reader: ClipReader) -> int:
-    assert reader._child is not None
-    return reader._child._process.pid
+    assert reader._guarded.child is not None
+    return reader._guarded.child._process.pid
 
 
 def gone(pid: int, within_seconds: float = 20) -> bool:
@@ -123,7 +123,7 @@ def test_a_clip_is_its_own_memory_and_a_large_one_is_given_back(write):
         for _ in range(2):
             large = reader.open(Media(path="large.mp4"), root)
             assert_same(large, open_clip(Media(path="large.mp4"), root, sampling))
-            assert os.fstat(reader._child.channel._shared_file).st_size == 0  # type: ignore[union-attr]
+            assert os.fstat(reader._guarded.child.channel._shared_file).st_size == 0  # type: ignore[union-attr]
         reader.open(Media(path="a.mp4"), root)
         np.testing.assert_array_equal(small.frames, kept)
         small.frames[:] = 0  # writable, and nobody else's
@@ -266,15 +266,15 @@ from mmalign.records import Media
 reader = ClipReader(sampling=FrameSampling(num_frames=3), timeout_seconds=60)
 read = lambda: reader.open(Media(path=sys.argv[1]), Path(sys.argv[2])).num_source_frames
 assert read() == 40
-print(reader._child._process.pid, flush=True)
+print(reader._guarded.child._process.pid, flush=True)
 if os.fork() == 0:
     assert read() == 40
-    print(reader._child._process.pid, flush=True)
+    print(reader._guarded.child._process.pid, flush=True)
     reader.close()
     os._exit(0)
 assert os.wait()[1] == 0
 assert read() == 40
-print(reader._child._process.pid, flush=True)
+print(reader._guarded.child._process.pid, flush=True)
 time.sleep(600)
 """
 

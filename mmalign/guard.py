@@ -1,6 +1,7 @@
-"""A worker process that may hang, crash or be killed without harm: clips are decoded in one.
+"""A worker process that may hang, crash or be killed without harm.
 
-`python -m mmalign.clip_guard SOCKET FILE MODULE:FUNCTION` is that process. It is a fresh
+Clips are decoded in one, and mathematics compared in another.
+`python -m mmalign.guard SOCKET FILE MODULE:FUNCTION` is that process. It is a fresh
 interpreter, so the caller may have threads, and unlike a process that multiprocessing spawns it
 does not import the caller's main module again, which may import torch or lack a `__main__` guard.
 """
@@ -18,11 +19,17 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import weakref
+from collections.abc import Callable
 from typing import Any
 
-# Shared memory that is kept from one clip to the next: to map and clear it anew takes a while.
+from mmalign.errors import MmalignError
+
+# A child imports what it works with before its first task; a slow disk must not look like a hang.
+START_SECONDS = 300.0
+# Shared memory that is kept from one task to the next: to map and clear it anew takes a while.
 KEPT_BYTES = 64 * 2**20
 _LENGTH = struct.Struct("<Q")
 
@@ -132,6 +139,111 @@ class Child:
         return f"killed by {signal.Signals(-code).name}"
 
 
+class Hung(Exception):
+    """A child did not answer in time and was killed."""
+
+
+class Crashed(Exception):
+    """A child ended in the middle of a task; the message says how."""
+
+
+class Guarded:
+    """A child that starts with the first task and serves until `close`, or until it must be killed.
+
+    Then the next task gets a new one. `entry` ("module:function") is what the child runs: it is
+    sent `settings` first and answers None when it is ready, or with the error that keeps it from
+    being so. `what` names the child in messages. Threads may share it; they take turns.
+    """
+
+    def __init__(self, entry: str, settings: object, *, what: str) -> None:
+        self._entry, self._settings, self._what = entry, settings, what
+        self._child: Child | None = None
+        self._turn = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # In another process it starts a child of its own.
+        return self.__dict__ | {"_child": None, "_turn": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_turn": threading.Lock()})
+
+    @property
+    def child(self) -> Child | None:
+        """The child that serves now."""
+        return self._child
+
+    def ask(
+        self,
+        task: object,
+        timeout_seconds: float,
+        receive: Callable[[Channel, float], Any] | None = None,
+    ) -> Any:
+        """What the child answers to a task; `receive` reads that off the channel by a deadline.
+
+        Raises Hung, Crashed, MmalignError where no child can be started, and the MmalignError that
+        the child answers with.
+        """
+        with self._turn:
+            child = self._child = self._running()
+            deadline = time.monotonic() + timeout_seconds
+            try:
+                child.channel.send(task, deadline)
+                answer = (receive or answer_of)(child.channel, deadline)
+                child.channel.give_back_shared(truncate=True)
+                return answer
+            except MmalignError:
+                # It comes from the child, which is ready for the next task.
+                child.channel.give_back_shared(truncate=True)
+                raise
+            except TimeoutError:
+                problem: Exception = Hung()
+            except (EOFError, ConnectionError):
+                problem = Crashed(child.ending())
+            except BaseException:
+                # Ctrl-C: the channel is in the middle of a task.
+                self._end(child)
+                raise
+            self._end(child)
+        raise problem
+
+    def close(self) -> None:
+        """End the child. One that is asked again starts another."""
+        with self._turn:
+            if self._child is not None:
+                self._child.close()
+                self._child = None
+
+    def _running(self) -> Child:
+        if self._child is not None and self._child.is_mine_and_alive():
+            return self._child
+        child = Child(self._entry)
+        deadline = time.monotonic() + START_SECONDS
+        try:
+            child.channel.send(self._settings, deadline)
+            answer_of(child.channel, deadline)
+        except (EOFError, ConnectionError, TimeoutError) as error:
+            late = f"it was not ready within {START_SECONDS:.0f} seconds"
+            why = late if isinstance(error, TimeoutError) else child.ending()
+            child.kill()
+            raise MmalignError(f"the process that {self._what} did not start ({why})") from None
+        except BaseException:
+            child.kill()
+            raise
+        return child
+
+    def _end(self, child: Child) -> None:
+        child.kill()
+        self._child = None
+
+
+def answer_of(channel: Channel, deadline: float) -> Any:
+    """The child's next message. Raises it where it is an error."""
+    message = channel.receive(deadline)
+    if isinstance(message, MmalignError):
+        raise message
+    return message
+
+
 def end_after(seconds: float) -> None:
     """End this process in so many seconds, even inside foreign code; 0 calls it off."""
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -140,7 +252,7 @@ def end_after(seconds: float) -> None:
 def _nameless_file() -> int:
     """A descriptor of memory, or where there is no such thing of a file on disk."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create("mmalign-clip")
+        return os.memfd_create("mmalign-guard")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
 
