@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV   := .venv
 BIN    := $(VENV)/bin
-EXTRAS := dev,video,server,diffusion,cuda,deepspeed,track,ray,smolvlm
+EXTRAS := dev,video,server,diffusion,cuda,deepspeed,track,ray,smolvlm,math
 
 .DEFAULT_GOAL := help
 .PHONY: help setup quickstart test test-gpu bench bench-gpu check format clean

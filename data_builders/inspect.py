@@ -26,6 +26,7 @@ from mmalign.records import (
     media_of,
 )
 from mmalign.store import Dataset, content_hash
+from mmalign.verify import VERIFIERS, truth_problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +72,14 @@ def validate(dataset: Dataset[Any], *, skip_media: bool = False) -> Iterator[Fin
                 column="id",
                 what=f"is that of row {first_row[record.id]} too",
                 fix="give every row an id of its own",
+            )
+        if isinstance(record, Verifiable) and (unusable := truth_problem(record)):
+            yield Finding(
+                row=row,
+                id=record.id,
+                column="answer" if record.verifier in VERIFIERS else "verifier",
+                what=f"cannot be checked: {unusable}",
+                fix="mend the row, or drop it",
             )
         if isinstance(record, ImagePreference) and same_picture(record):
             yield Finding(

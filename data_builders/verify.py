@@ -6,30 +6,21 @@ read, or a judge does not say in form, is unknown, and no builder keeps it as a 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, PositiveInt
 
 from data_builders.base import AnyGenerator, SentenceFilter, SimilarityFilter
-from mmalign.answers import option_letter, yes_no
+from mmalign.answers import yes_no
 from mmalign.config import Strict
 from mmalign.judge import Case, Judge
+from mmalign.options import chosen_option, options_of, words_of
 from mmalign.similarity import TextSimilarity
 
 Outcome = Literal["wrong", "right", "unknown"]
 Kind = Literal["choice", "yes_no", "short", "open"]
-
-# "(A) a cat", "B. a dog", "C: none", on lines of their own or one after the other.
-_OPTION = re.compile(
-    r"(?:^|(?<=\s))\(?([A-Z])[).:]\s+(.+?)(?=\s+\(?[A-Z][).:]\s|\s*\n|\s*$)", re.MULTILINE
-)
-_ARTICLES = {"a", "an", "the"}
-_NEGATIONS = {"no", "not", "neither", "nor", "never", "t"}  # "isn't" is read as "isn", "t"
-_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +134,7 @@ def kind_of(question: str, answer: str, short_words: int) -> Kind:
     options = options_of(question)
     if options and chosen_option(answer, options):
         return "choice"
-    words = _words(answer)
+    words = words_of(answer)
     if yes_no(answer):
         return "yes_no"
     return "short" if 0 < len(words) <= short_words else "open"
@@ -168,61 +159,16 @@ def by_rule(case: Case, short_words: int) -> Verdict:
     return Verdict("right" if given == wanted else "wrong", kind)
 
 
-def options_of(question: str) -> dict[str, str]:
-    """The options that a question offers, by letter, or {} where it offers none.
-
-    Letters must begin at A and follow each other: "Mr. B. Smith" offers nothing.
-    """
-    found: dict[str, str] = {}
-    for letter, text in _OPTION.findall(question):
-        if letter == chr(ord("A") + len(found)):
-            found[letter] = text
-    return found if len(found) >= 2 else {}
-
-
-def chosen_option(text: str, options: Mapping[str, str]) -> str | None:
-    """The letter that a text chooses, by letter or by an option's words, or None.
-
-    A letter with the words of another option is None, and so are the words of two options; but
-    words that an option shares with a longer one count for the longer only. Words with a "not"
-    that is not the option's own are None as well.
-    """
-    letter = option_letter(text, "".join(options))
-    padded = f" {' '.join(_words(text))} "
-    found = {
-        key: words
-        for key, option in options.items()
-        if (words := f" {' '.join(_words(option))} ").strip() and words in padded
-    }
-    named = [
-        key
-        for key, words in found.items()
-        if not any(words != other and words in other for other in found.values())
-    ]
-    if letter is not None:
-        return letter if not named or letter in named else None
-    if len(named) != 1:
-        return None
-    others = padded.replace(found[named[0]], " ").split()
-    return None if _NEGATIONS & set(others) else named[0]
-
-
 def _by_words(case: Case) -> Verdict:
     """Short answers: equal words are right, other words wrong, more or fewer of the same unknown.
 
     "a dog" for "Dog." is right and "a cat" wrong. "a brown dog", and "not a dog", hold the answer,
     and who can tell.
     """
-    given, wanted = _words(case.response), _words(case.answer)
+    given, wanted = words_of(case.response), words_of(case.answer)
     if given == wanted:
         return Verdict("right", "short")
     one, other = (f" {' '.join(words)} " for words in (given, wanted))
     if not given or one in other or other in one:
         return Verdict("unknown", "short:overlaps")
     return Verdict("wrong", "short")
-
-
-def _words(text: str) -> list[str]:
-    """Lower-cased words without punctuation and articles, small numbers as digits."""
-    words: list[str] = re.findall(r"\w+", text.lower())
-    return [_DIGITS.get(word, word) for word in words if word not in _ARTICLES]

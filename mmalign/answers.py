@@ -11,6 +11,7 @@ _LEAD = r"^\W*(?:(?:(?:so|thus|the|my|final|correct)\s+)*answer(?:\s+is)?\W+)?"
 # "No" also begins "No dogs", "No one" and "No doubt", which answer nothing by themselves.
 _NO = r"no(?=\s*(?:$|[^\w\s-]|-\W|(?:there|it|this|that|the|i|we|you|they|he|she)\b))"
 _STATEMENT = re.compile(rf"{_LEAD}(yes(?!-?\w)|{_NO})", re.IGNORECASE)
+_LOOKS = re.compile(r"\\(?:text|textbf|textit|textrm|mathbf|mathrm|mathit|mbox)\s*\{([^{}]*)\}")
 _EITHER = re.compile(r"\b(?:yes|no)\b", re.IGNORECASE)
 
 
@@ -41,3 +42,8 @@ def option_letter(text: str, options: str = "ABCD") -> str | None:
     if given is None or set(re.findall(bare, text)) != {given[1]}:
         return None
     return given[1]
+
+
+def unwrapped(text: str) -> str:
+    """A text without the LaTeX commands that say how letters look: `\\text{cat}` is `cat`."""
+    return _LOOKS.sub(r"\1", text)

@@ -30,6 +30,7 @@ COSTS = {
     "decord": "no clips by backend=decord",
     "deepspeed": "no ZeRO-2 and ZeRO-3",
     "diffusers": "no diffusion models",
+    "math-verify": "no rewards or checks by verifier=math",
     "num2words": "no SmolVLM2",
     "openai": "no generators or judges behind a server",
     "ray": "no builds or evals by engine=ray",

@@ -76,3 +76,7 @@ class EngineError(MmalignError):
 
 class TrainingError(MmalignError):
     """Training cannot go on: a non-finite loss, a reference that is not one, an unusable resume."""
+
+
+class RewardError(MmalignError):
+    """A reward function raised, or gave what is no finite number, for a row that is named."""

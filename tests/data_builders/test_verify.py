@@ -15,14 +15,13 @@ from data_builders.verify import (
     Rules,
     Verdict,
     by_rule,
-    chosen_option,
     kind_of,
     load_verifier,
-    options_of,
 )
 from mmalign.generate.base import Generation, Sampling
 from mmalign.judge import Case, Judge
 from mmalign.models.load import ModelConfig
+from mmalign.options import chosen_option, options_of
 from mmalign.records import prompt_text
 
 QUESTION = "What does he do?\nOptions:\n(A) opens a door\n(B) closes a door\n(C) the door is gone"

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmalign.answers import option_letter, yes_no
+from mmalign.answers import option_letter, unwrapped, yes_no
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,7 @@ def test_option_letter_reads_one_letter_or_nothing(text, letter):
 
 def test_option_letter_takes_other_letters():
     assert option_letter("E.", options="ABCDE") == "E"
+
+
+def test_commands_of_looks_are_taken_off():
+    assert unwrapped("\\text{a} \\mathbf {B}, \\frac{1}{2}") == "a B, \\frac{1}{2}"
