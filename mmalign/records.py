@@ -150,7 +150,7 @@ class ImagePreference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verifiable:
-    """A prompt whose answer a named verifier can check."""
+    """A prompt whose answer a verifier can check: one that `mmalign.verify` names."""
 
     id: str
     prompt: tuple[Message, ...]

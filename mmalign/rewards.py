@@ -103,7 +103,7 @@ class AccuracyReward(Strict):
 
 
 class LengthReward(Strict):
-    """DAPO's soft overlong penalty (its equation 13).
+    """DAPO's soft overlong penalty.
 
     0 up to max_tokens - buffer_tokens tokens, then falling linearly to -1 at max_tokens, and -1
     beyond.

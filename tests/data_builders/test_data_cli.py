@@ -24,6 +24,7 @@ from mmalign.records import (
     Preference,
     RankedResponse,
     Ranking,
+    Verifiable,
     user,
 )
 from mmalign.store import MANIFEST, open_dataset, read_manifest, write_dataset, write_shard
@@ -146,6 +147,20 @@ def test_every_problem_is_told_with_row_id_column_and_what_to_do(
     assert printed[7] == f"{tmp_path / 'd'}: 7 problems in 6 of 7 rows"
 
 
+def test_an_answer_that_its_own_verifier_cannot_read_is_found(
+    run: Run, tmp_path: Path, media: Path
+) -> None:
+    rows = [
+        Verifiable(id=verifier + answer, prompt=user("q"), answer=answer, verifier=verifier)
+        for verifier, answer in (("number", "12"), ("number", "many"), ("maths", "12"))
+    ]
+    code, text = run("validate", dataset(tmp_path / "d", media, *rows))
+    assert code == 1
+    assert "row 1 (id numbermany): answer cannot be checked: the answer 'many'" in text
+    assert "row 2 (id maths12): verifier cannot be checked: no verifier is called 'maths'" in text
+    assert "2 problems in 2 of 3 rows" in text
+
+
 def test_pictures_are_left_alone_on_request(run: Run, tmp_path: Path, media: Path) -> None:
     path = dataset(tmp_path / "d", media, pair("1", image="gone.png"))
     assert run("validate", path)[0] == 1
@@ -258,6 +273,7 @@ def test_stats_read_as_text(run: Run, tmp_path: Path, media: Path) -> None:
         ImagePreference(
             id="1", prompt="a cat", chosen=Media(path="a.png"), rejected=Media(path="b.png")
         ),
+        Verifiable(id="1", prompt=user("q"), answer="12", verifier="number"),
     ],
     ids=lambda record: type(record).__name__,
 )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
+import yaml
 
 from mmalign.config import validate
 from mmalign.errors import ConfigError, DataError, MissingExtra, RewardError
@@ -167,3 +169,13 @@ def test_a_missing_extra_is_told_as_such(specs, monkeypatch):
     row = Verifiable(id="q3", prompt=user("?"), answer="12", verifier="math")
     with pytest.raises(MissingExtra):
         specs.score([rollout("\\boxed{x}", row)])
+
+
+def test_the_examples_of_the_page_run(repo_root):
+    text = (repo_root / "docs/rewards.md").read_text()
+    (config,) = re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)
+    assert len(validate(yaml.safe_load(config), RewardsConfig, "page").functions) == 3
+    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+    names: dict[str, Any] = {"rollouts": [rollout("please")]}
+    exec(code, names)
+    assert names["scored"][0].total == 0.1
