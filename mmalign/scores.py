@@ -113,12 +113,12 @@ class RolloutTable:
     advantages: [N] float32; how much better a rollout's reward is than its group's, as the loss
         has it (`loss.advantages`). Taken over whole groups, so a micro-batch may cut a group.
     old_logps: [N, T] float32, nats; log-probabilities under the policy that sampled, at response
-        tokens, zero elsewhere; detached.
+        tokens, zero elsewhere; detached. None where the policy is still the one that sampled.
     group: [N] int64; which prompt of the step a rollout belongs to.
     """
 
     advantages: Tensor
-    old_logps: Tensor
+    old_logps: Tensor | None
     group: Tensor
 
 

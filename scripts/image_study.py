@@ -7,8 +7,8 @@ For every seed three small SDXLs from scratch on real digits (configs/lab/images
 differ in how often a digit was inverted without being asked for: `near` 30 % of the time, `middle`
 only when asked for, `far` never. Cells:
 
-bold, slanted, inverted   pairs that the middle base drew itself, with and without the style's word
-near, middle, far         pairs of real digits, inverted over plain, the same for the three bases
+bold, slanted      pairs that the middle base drew itself, with and without the style's word
+near, middle, far  pairs of real digits, inverted over plain, the same for the three bases
 
 In each cell MaPO in both parametrisations, Diffusion-DPO and SFT on the chosen, with equal pairs
 and steps, from one noise each. A method's learning rate is the one of three with the most legible
@@ -37,12 +37,11 @@ BASES = {
 CELLS = {
     "bold": ("middle", "bold", True),
     "slanted": ("middle", "slanted", True),
-    "inverted": ("middle", "inverted", True),
     "near": ("near", "inverted", False),
     "middle": ("middle", "inverted", False),
     "far": ("far", "inverted", False),
 }
-TUNED_ON = ("bold", "inverted", "far")
+TUNED_ON = ("bold", "far")
 METHODS = {
     "mapo_released": (1e-5, 3e-5, 1e-4),
     "mapo": (3e-5, 1e-4, 3e-4),

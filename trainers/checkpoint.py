@@ -23,6 +23,7 @@ from mmalign.models.load import Policy
 from trainers.average import Average
 from trainers.directory import RunDirectory, whole_folder
 from trainers.randomness import random_state, set_random_state
+from trainers.rollouts import RolloutSource
 from trainers.shards import in_pieces, like, saved_weights, whole, zero_stage
 
 # Names the engine that wrote a checkpoint's state.
@@ -51,16 +52,19 @@ def save_checkpoint(
     optimizer: Any,
     position: Position,
     average: Average | None = None,
+    rollouts: RolloutSource | None = None,
 ) -> Path:
     """Write checkpoints/step-N, then delete the oldest beyond run.keep_last.
 
     With an average, that is the model which is saved; the state holds it and the weights as they
-    are, so that training goes on from these.
+    are, so that training goes on from these. Of rollouts, what steps to come still take.
     """
     final = run.checkpoints / f"step-{position.step:06d}"
     with whole_folder(accelerator, final) as folder:
         save_model(accelerator, policy, folder / "model", average)
         _save_state(accelerator, policy.model, optimizer, folder / "state")
+        if rollouts is not None:
+            rollouts.save(folder / "state", accelerator.process_index, position.step)
         if accelerator.is_main_process:
             if average is not None:
                 average.save(folder / "state" / AVERAGE)
@@ -84,6 +88,7 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: Any,
     average: Average | None = None,
+    rollouts: RolloutSource | None = None,
 ) -> Position:
     """Put weights, optimizer and random numbers back as they were; returns where the run stood.
 
@@ -120,8 +125,11 @@ def load_checkpoint(
                 inner.state[parameter] = restored
     if average is not None:
         average.restore(state / AVERAGE)
+    position = Position(**json.loads((folder / "checkpoint.json").read_text()))
+    if rollouts is not None:
+        rollouts.restore(state, accelerator.process_index, position.step)
     set_random_state(torch.load(state / "random.pt", weights_only=True))
-    return Position(**json.loads((folder / "checkpoint.json").read_text()))
+    return position
 
 
 def save_model(

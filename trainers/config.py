@@ -20,6 +20,7 @@ from mmalign.losses.base import Need
 from mmalign.models.load import ModelConfig
 from mmalign.scoring.plan import Layout
 from trainers.online import Online
+from trainers.rollouts import Rollouts
 
 Fraction = float
 Precision = Literal["float32", "bf16", "fp16"]
@@ -119,6 +120,7 @@ class Recipe(Strict):
     auto: adapter_off with LoRA, else frozen_copy.
 
     features: where given, pictures go through the tower once and their features are stored.
+    rollouts: what losses over rollouts are given; without such a loss there are none.
     """
 
     model: ModelConfig
@@ -127,6 +129,7 @@ class Recipe(Strict):
     reference: Literal["auto"] | ReferenceKind = "auto"
     reference_cache: Path | None = None
     features: FeaturesConfig | None = None
+    rollouts: Rollouts | None = None
     scorer: ScorerConfig = ScorerConfig()
     optim: OptimConfig
     run: RunConfig
@@ -156,6 +159,7 @@ class Recipe(Strict):
             )
         if self.data.online is not None:
             self._check_online()
+        self._check_rollouts()
         if self.model.reward_head is not None and Need.REWARD_HEAD not in self.loss.needs:
             raise ValueError(
                 f"model.reward_head asks for a reward head, which loss {self.loss.name!r} does not "
@@ -197,6 +201,24 @@ class Recipe(Strict):
             raise ValueError(
                 f"loss {self.loss.name!r} reads {', '.join(needs)}, which new pairs have not"
             )
+
+    def _check_rollouts(self) -> None:
+        if (self.rollouts is not None) != (Need.ROLLOUTS in self.loss.needs):
+            raise ValueError(
+                f"loss {self.loss.name!r} is over rollouts, and none are asked for: give rollouts, "
+                "such as rollouts={}"
+                if self.rollouts is None
+                else f"loss {self.loss.name!r} takes no rollouts: drop them, or use grpo"
+            )
+        if self.rollouts is None:
+            return
+        for there, what in (
+            (self.reference == "cached", "reference=cached keeps scores of responses that were"),
+            (self.features is not None, "features are stored for responses that were"),
+            (self.data.online is not None, "data.online makes pairs beside responses that were"),
+        ):
+            if there:
+                raise ValueError(f"{what} there before training, and rollouts are not; drop it")
 
     def reference_kind(self) -> ReferenceKind:
         """`reference` with auto decided."""

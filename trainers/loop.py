@@ -34,6 +34,7 @@ from trainers.images.setup import ImageParts, check_images, set_up_images
 from trainers.objectives.base import check_dataset, fitted
 from trainers.optim import check_8bit, lr_at
 from trainers.precision import LossScale
+from trainers.rollouts import RolloutSource
 from trainers.rows import Batch
 from trainers.setup import Parts, set_up
 from trainers.tracking import Tracker, Window, check_trackers
@@ -103,12 +104,13 @@ def _train(
     optim = recipe.optim
     accelerator, scorer, optimizer = parts.accelerator, parts.scorer, parts.optimizer
     average, validation = parts.average, parts.validation
+    rollouts = parts.online if isinstance(parts.online, RolloutSource) else None
     scale = LossScale(recipe.run.precision, accelerator.device)
     position = Position()
     if run.newest is not None:
         # After set_up has made the reference, which must be the initial policy.
         model = parts.policy.model
-        position = load_checkpoint(run.newest, accelerator, model, optimizer, average)
+        position = load_checkpoint(run.newest, accelerator, model, optimizer, average, rollouts)
         scale.restore(position.loss_scale)
         logger.info("continuing from %s", run.newest)
     window = Window(dict(position.window))
@@ -128,9 +130,9 @@ def _train(
         step_batches: Any  # Of text or of images, as `parts` are.
         if parts.online is None:
             step_batches = islice(batches, parts.num_micro)
-            totals = parts.survey.totals(places)
+            totals, counts = parts.survey.totals(places), {}
         else:
-            step_batches, totals = parts.online_step(step)
+            step_batches, totals, counts = parts.online_step(step)
         scored: list[tuple[Any, LossOutput]] = []
         for batch in step_batches:
             with parts.memory.told(batch), accelerator.accumulate(scorer):
@@ -162,11 +164,12 @@ def _train(
         done = step + 1
         window.add(
             **sums,
+            **counts,
             **scale.counts,
             grad_norm=0.0 if skipped else grad_norm,
             steps=1,
-            rows=len(places),
-            tokens=parts.survey.num_tokens(places),
+            rows=len(places) * parts.items,
+            tokens=parts.survey.num_tokens(places) + counts.get("response_tokens", 0),
             seconds=time.perf_counter() - started,
         )
         if done % recipe.run.log_every_steps == 0 or done == parts.num_steps:
@@ -185,11 +188,15 @@ def _train(
                 window=dict(window.sums),
                 loss_scale=scale.state(),
             )
-            path = save_checkpoint(run, accelerator, parts.policy, optimizer, position, average)
+            path = save_checkpoint(
+                run, accelerator, parts.policy, optimizer, position, average, rollouts
+            )
             yield Saved(step=done, path=path)
 
     with whole_folder(accelerator, run.model) as folder:
         save_model(accelerator, parts.policy, folder, average)
+    if rollouts is not None:
+        rollouts.close()
     if tracker is not None:
         tracker.close()
         run.write("run.json", parts.summary)

@@ -18,7 +18,7 @@ from mmalign.log import progress
 from mmalign.media import read_bytes
 from mmalign.prepare import RowDropped
 from mmalign.records import Media, media_of
-from mmalign.scores import PairTable, Totals
+from mmalign.scores import PairTable, RolloutTable, Totals
 from mmalign.scoring.candidates import EncodedMedia
 from mmalign.scoring.plan import Plan
 from mmalign.scoring.planner import Planner
@@ -73,16 +73,16 @@ class Survey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One micro-batch: places in the survey, the plan of its candidates, and its pairs.
+    """One micro-batch: places in the survey, the plan of its candidates, and its pairs or rollouts.
 
     digests, sizes: of each row, what tells its tokens from others', and its candidates' lengths.
-    num_pairs: of each row; they follow one another in the table.
+    num_pairs: of each row, or its rollouts; they follow one another in the table.
     tokens: of each row, what it is made of; tells what would fit where memory runs out.
     """
 
     places: list[int]
     plan: Plan
-    table: PairTable
+    table: PairTable | RolloutTable
     digests: list[str]
     sizes: list[list[int]]
     num_pairs: list[int]

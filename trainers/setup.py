@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -21,7 +21,7 @@ from mmalign.losses.base import Need
 from mmalign.models.load import Policy, base_model, load_policy, part_table
 from mmalign.models.reward_head import head_of
 from mmalign.prepare import TokenLimits
-from mmalign.scores import TokenScores, Totals
+from mmalign.scores import PairTable, RolloutTotals, TokenScores, Totals
 from mmalign.scoring.planner import planner_of
 from mmalign.scoring.scorer import Scorer
 from mmalign.store import Dataset, write_atomically
@@ -36,6 +36,7 @@ from trainers.optim import build_optimizer
 from trainers.precision import AUTOCAST, check_precision, in_precision
 from trainers.reference import Reference, adapter_off, fingerprint, frozen_copy
 from trainers.reference_cache import cached, check_cache, open_cache
+from trainers.rollouts import RolloutSource, rollout_source
 from trainers.rows import Batch, Rows, Survey
 from trainers.sampler import Sampler, share_of, total_steps
 from trainers.shards import blank_for, layout_under, load_whole, tell_engine
@@ -54,7 +55,8 @@ class Parts:
     micro_size, num_micro: rows in one micro-batch, and micro-batches of one process in a step.
     asked: further scores that the loss reads of the policy, by the scorer's keywords.
     kl: whether the loss reads the KL against the reference. unit: what a row is called in the log.
-    online: what makes pairs during training, if anything does. memory: tells what would fit.
+    online: what makes pairs or rollouts during training, if anything does. memory: tells what
+    would fit. items: what a row counts as in the log.
     average, validation: what runs over images can have beside them.
     summary: what run.json will say.
     """
@@ -75,8 +77,9 @@ class Parts:
     kl: bool
     unit: str
     summary: dict[str, Any]
-    online: OnlinePairs | None
+    online: OnlinePairs | RolloutSource | None
     memory: Watch
+    items: int = 1
     average: None = None
     validation: None = None
 
@@ -86,18 +89,22 @@ class Parts:
             batch.plan,
             **self.asked,
             against=None if frozen is None else frozen.distributions,
-            kl_of=batch.table.chosen if self.kl else None,
+            kl_of=batch.table.chosen if isinstance(batch.table, PairTable) and self.kl else None,
         )
 
-    def online_step(self, step: int) -> tuple[list[Batch], Totals]:
-        """The step's micro-batches with pairs from the policy as it is now, and their totals.
+    def online_step(
+        self, step: int
+    ) -> tuple[list[Batch], Totals | RolloutTotals, dict[str, float]]:
+        """The step's micro-batches of what the policy says, their totals, and counts for the log.
 
         New responses have other lengths than the survey's, so all micro-batches of the step are
         made before the first is scored.
         """
         assert self.online is not None
+        if isinstance(self.online, RolloutSource):
+            return self.online.step(step)
         batches, tokens = [], 0.0
-        for places in self._cuts(step):
+        for places in self.cuts(step):
             own = [self.rows.prepared(self.survey.rows[place]) for place in places]
             made = self.online.rows(step, self.rows.records(self.survey, places), own)
             tokens += sum(
@@ -109,9 +116,10 @@ class Parts:
         count = torch.tensor(tokens, device=self.accelerator.device)
         everywhere: Any = self.accelerator.reduce(count, "sum")
         num_pairs = len(self.sampler.batch(step))
-        return batches, Totals(num_pairs=num_pairs, num_chosen_tokens=max(1, int(everywhere)))
+        totals = Totals(num_pairs=num_pairs, num_chosen_tokens=max(1, int(everywhere)))
+        return batches, totals, {}
 
-    def _cuts(self, step: int) -> list[list[int]]:
+    def cuts(self, step: int) -> list[list[int]]:
         """Places of this process's micro-batches."""
         return list(
             self.sampler.micro_batches(
@@ -126,7 +134,7 @@ class Parts:
 
     def batches(self, *, first_step: int) -> Iterator[Batch]:
         """This process's micro-batches from `first_step` to the end, `num_micro` for each step."""
-        cuts = (cut for step in range(first_step, self.num_steps) for cut in self._cuts(step))
+        cuts = (cut for step in range(first_step, self.num_steps) for cut in self.cuts(step))
         return self.rows.batches(self.survey, cuts)
 
 
@@ -212,10 +220,11 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
             micro_size=micro_size, competitor=asked["competitor"],
         )  # fmt: skip
 
-    online = recipe.data.online
-    if online is not None and not whole:
+    online, rollouts = recipe.data.online, recipe.rollouts
+    if (online is not None or rollouts is not None) and not whole:
+        name = "data.online" if rollouts is None else "rollouts"
         raise TrainingError(
-            "data.online samples from the policy, whose weights are in pieces",
+            f"{name} samples from the policy, whose weights are in pieces",
             got=f"{accelerator.distributed_type.value}",
             fix="use DDP, or one process",
         )
@@ -229,7 +238,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         steps, optim.batch_size, objective.unit, world, num_micro, micro_size, kind,
         layout, attention.name,
     )  # fmt: skip
-    return Parts(
+    parts = Parts(
         recipe=recipe,
         accelerator=accelerator,
         policy=policy,
@@ -261,6 +270,12 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
             "versions": {n: version(n) for n in ("mmalign", "torch", "transformers", "peft")},
         },
     )
+    if rollouts is None:
+        return parts
+    source = rollout_source(
+        rollouts, recipe, policy, rows, survey, parts.sampler, accelerator, scorer, parts.cuts
+    )
+    return replace(parts, online=source, items=rollouts.group_size)
 
 
 def attention_of(recipe: Recipe, policy: Policy, accelerator: Accelerator) -> Attention:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = get_logger("trainers")
 
 # Shown on the console, in this order and under these names; everything else is in the files.
-SHORT = {"loss": "loss", "margin": "margin", "accuracy": "acc", "nll": "nll"}
+SHORT = {"loss": "loss", "margin": "margin", "accuracy": "acc", "nll": "nll", "reward": "reward"}
 
 
 @dataclass(slots=True)
@@ -135,7 +135,7 @@ def console_line(step: int, total_steps: int, metrics: Mapping[str, float]) -> s
         for name, short in SHORT.items()
         if f"train/{name}" in metrics
     ]
-    for unit in ("pairs", "examples"):
+    for unit in ("pairs", "examples", "rollouts"):
         if (rate := metrics.get(f"train/{unit}_per_second")) is not None:
             shown.append(f"{rate:.3g} {unit}/s")
     return "  ".join(shown)

@@ -73,12 +73,17 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """The text that came back; `finished` is False where the token limit cut it."""
+    """The text that came back; `finished` is False where the token limit cut it.
+
+    num_tokens: without the token that ended the turn. token_ids: all that were sampled, that one
+    included, where the generator knows them.
+    """
 
     id: str
     text: str
     num_tokens: int
     finished: bool
+    token_ids: tuple[int, ...] = ()
 
 
 class Generator(Protocol):

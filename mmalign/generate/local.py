@@ -215,6 +215,7 @@ class LocalGenerator:
             text=text,
             num_tokens=len(kept),
             finished=cut is not None or bool(request.num_tokens),
+            token_ids=tuple(new if cut is None else new[: cut + 1]),
         )
 
 

@@ -26,6 +26,8 @@ class Need(StrEnum):
     RATIONALE = "chosen_critique"
     P_TARGET = "p_target"
     REWARD_HEAD = "reward_head"
+    # Responses sampled from the policy during training, with rewards.
+    ROLLOUTS = "rollouts"
     # Of both responses; that of chosen alone has its own name.
     CRITIQUES = "rejected_critique"
 

@@ -129,6 +129,11 @@ def token_means(values: Tensor, mask: Tensor) -> Tensor:
     return masked_sums(values, mask) / mask.sum(-1).clamp_min(1)
 
 
+def sampled_logps(policy: TokenScores, table: RolloutTable) -> Tensor:
+    """Log-probabilities under the policy that sampled, [N, T] nats; the policy's own, if it did."""
+    return policy.logps.detach() if table.old_logps is None else table.old_logps
+
+
 class RolloutLossConfig(BaseModel):
     """Base of a loss over rollouts: a frozen config that is callable.
 
@@ -148,8 +153,8 @@ class RolloutLossConfig(BaseModel):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The reference, if there is a KL to it."""
-        return frozenset({Need.REFERENCE}) if self.kl_weight else frozenset()
+        """Rollouts, and the reference if there is a KL to it."""
+        return frozenset({Need.ROLLOUTS, *([Need.REFERENCE] if self.kl_weight else [])})
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """A of each rollout from the rewards of whole groups, [G, n] of [G, n].
@@ -160,7 +165,7 @@ class RolloutLossConfig(BaseModel):
 
     def log_ratios(self, policy: TokenScores, table: RolloutTable) -> Tensor:
         """log r of every response token, [N, T] nats; zero elsewhere."""
-        return policy.logps - table.old_logps
+        return policy.logps - sampled_logps(policy, table)
 
     def reduced(self, sums: Tensor, lengths: Tensor, totals: RolloutTotals) -> Tensor:
         """The mean over a rollout's tokens, [N], of their sums and lengths, each [N]."""
@@ -191,7 +196,7 @@ class RolloutLossConfig(BaseModel):
             "ratio": ratio,
             "clipped_low": (advantages < 0) & (ratio < 1 - self.clip_low),
             "clipped_high": (advantages > 0) & (ratio > 1 + self.clip_high),
-            "old_kl": k3(table.old_logps, policy.logps.detach()),
+            "old_kl": k3(sampled_logps(policy, table), policy.logps.detach()),
         }
         if self.dual_clip is not None:
             metrics["clipped_dual"] = (advantages < 0) & (ratio > self.dual_clip)
@@ -274,7 +279,7 @@ class GSPO(RolloutLossConfig):
 
     def log_ratios(self, policy: TokenScores, table: RolloutTable) -> Tensor:
         """log s of a rollout at every place of it, [N, T] nats."""
-        means = token_means(policy.logps - table.old_logps, policy.mask)
+        means = token_means(policy.logps - sampled_logps(policy, table), policy.mask)
         return means[:, None].expand_as(policy.mask)
 
 

@@ -63,6 +63,7 @@ class ImageParts:
     average: Average | None
     validation: Validation | None
     online: None = None
+    items: int = 1
 
     def score(self, batch: ImageBatch, frozen: DenoiseScores | None) -> DenoiseScores:
         """The policy's errors."""

@@ -13,8 +13,17 @@ import torch
 from mmalign.errors import SchemaMismatch
 from mmalign.losses import Loss
 from mmalign.losses.base import Need
+from mmalign.losses.rollout import RolloutLossConfig
 from mmalign.prepare import Preparer, RowDropped
-from mmalign.records import Example, Preference, Ranking, Record, check, kind_name
+from mmalign.records import (
+    Example,
+    Preference,
+    Ranking,
+    Record,
+    Verifiable,
+    check,
+    kind_name,
+)
 from mmalign.scores import PairTable
 from mmalign.scoring.candidates import Candidate, CandidateBatch, Condition
 from mmalign.store import Dataset
@@ -51,7 +60,8 @@ class RowPair:
 class PreparedRow:
     """One dataset row in tokens: its conditions, its candidates with the best one first, pairs.
 
-    Rows may have any number of pairs, whose weights add up to the row's.
+    Rows may have any number of pairs, whose weights add up to the row's. One whose responses are
+    sampled during training has none of either yet.
     """
 
     id: str
@@ -66,7 +76,7 @@ class PreparedRow:
         What a token-averaged term divides by: a ranking's numerator is that mean too.
         """
         lengths = [len(self.candidates[pair.chosen].response_ids) for pair in self.pairs]
-        return sum(lengths) / len(lengths)
+        return sum(lengths) / len(lengths) if lengths else 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -122,10 +132,13 @@ def objective_for(
     from trainers.objectives.pair import PairObjective
     from trainers.objectives.ranking import RankingObjective
     from trainers.objectives.reward import RewardObjective
+    from trainers.objectives.rollout import RolloutObjective
     from trainers.objectives.sft import SFTObjective
 
     if kind is Ranking:
         return RankingObjective(preparer, media_root, needs=loss.needs)
+    if Need.ROLLOUTS in loss.needs:
+        return RolloutObjective(preparer, media_root)
     if Need.REWARD_HEAD in loss.needs:
         return RewardObjective(preparer, media_root, critiques=Need.CRITIQUES in loss.needs)
     if Need.REJECTED not in loss.needs:
@@ -133,7 +146,9 @@ def objective_for(
     return PairObjective(preparer, media_root, needs=loss.needs)
 
 
-def check_row(record: Example | Preference | Ranking, needs: Set[Need] = frozenset()) -> None:
+def check_row(
+    record: Example | Preference | Ranking | Verifiable, needs: Set[Need] = frozenset()
+) -> None:
     """Raise RowDropped for a row that no objective may use.
 
     One check for all of them, so that a supervised control sees the rows of the comparison it
@@ -199,13 +214,19 @@ def check_dataset(dataset: Dataset[Any], loss: Loss, *, online: bool = False) ->
     if dataset.kind is Ranking:
         check_rankings(dataset, loss, online=online)
         return
-    kinds = (Preference,) if Need.REJECTED in loss.needs else (Example, Preference)
+    kinds: tuple[type[Any], ...] = (Example, Preference)
+    if Need.ROLLOUTS in loss.needs:
+        kinds = (Verifiable,)
+    elif Need.REJECTED in loss.needs:
+        kinds = (Preference,)
     if dataset.kind not in kinds:
         raise SchemaMismatch(
             f"loss {loss.name!r} cannot train on {dataset.manifest.kind} records",
             where=str(dataset.path),
             wanted=" or ".join(kind_name(kind) for kind in kinds),
-            fix=f"build it with {COLUMNS[Need.REJECTED]}, or choose another loss",
+            fix="import prompts with answers that a program can check, or choose another loss"
+            if Need.ROLLOUTS in loss.needs
+            else f"build it with {COLUMNS[Need.REJECTED]}, or choose another loss",
         )
     for need in sorted(loss.needs & COLUMNS.keys()):
         # None and the empty list mean "not given"; a score gap of 0.0 is given. A phrase may be
@@ -222,7 +243,7 @@ def check_dataset(dataset: Dataset[Any], loss: Loss, *, online: bool = False) ->
 
 def fitted(loss: Loss, dataset: Dataset[Any]) -> Loss:
     """The loss with what it derives from the dataset, such as MM-DPO's k, filled in."""
-    if Need.SCORE_GAP not in loss.needs:
+    if isinstance(loss, RolloutLossConfig) or Need.SCORE_GAP not in loss.needs:
         return loss
     if dataset.kind is Ranking:
         from trainers.objectives.ranking import score_gaps

@@ -385,8 +385,8 @@ def test_a_score_that_is_not_finite_shows_in_its_rollout(kind):
 
 def test_a_reference_is_needed_only_for_a_kl():
     for kind in KINDS:
-        assert kind().needs == frozenset()
-        assert kind(kl_weight=0.01).needs == {Need.REFERENCE}
+        assert kind().needs == {Need.ROLLOUTS}
+        assert kind(kl_weight=0.01).needs == {Need.ROLLOUTS, Need.REFERENCE}
 
 
 def test_the_name_finds_the_loss():
@@ -405,3 +405,24 @@ def test_the_name_finds_the_loss():
 def test_a_setting_that_makes_no_sense_is_refused(kind, wrong):
     with pytest.raises(ValidationError):
         kind(**wrong)
+
+
+def test_without_old_logps_the_policy_is_the_one_that_sampled():
+    """Values and gradients are those of a table that holds the policy's own log-probabilities."""
+    mask = torch.tensor([[True, True], [True, False]])
+    results = []
+    for given in (True, False):
+        logps = torch.tensor([[-0.5, -1.0], [-2.0, 0.0]], requires_grad=True)
+        policy = TokenScores(logps=logps, mask=mask)
+        table = RolloutTable(
+            advantages=torch.tensor([1.0, -1.0]),
+            old_logps=logps.detach().clone() if given else None,
+            group=torch.tensor([0, 0]),
+        )
+        totals = RolloutTotals(num_rollouts=2, num_tokens=3.0, max_tokens=4)
+        for kind in KINDS:
+            out = kind()(policy, None, table, totals)
+            (grad,) = torch.autograd.grad(out.loss, logps)
+            results.append((given, out.loss.item(), grad.tolist()))
+    half = len(results) // 2
+    assert [one[1:] for one in results[:half]] == [one[1:] for one in results[half:]]
