@@ -38,4 +38,12 @@ def load_text_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             got=f"loss.name={data['loss']['name']}",
             fix="start it with `mmalign train`",
         )
-    return validate(data, Recipe, str(path))
+    recipe = validate(data, Recipe, str(path))
+    if recipe.rollouts is not None:
+        raise ConfigError(
+            "is for responses that are there before training; those of rollouts are not",
+            where=str(path),
+            got=f"loss.name={recipe.loss.name}",
+            fix="start it with `mmalign train`",
+        )
+    return recipe

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from mmalign.config import validate
+from mmalign.config import dump_yaml, validate
 from mmalign.errors import ConfigError, RewardError, SchemaMismatch
 from mmalign.media import embed
 from mmalign.records import Verifiable, user
@@ -22,6 +22,7 @@ from mmalign.rewards import RewardsConfig, Rollout, Scored
 from mmalign.store import write_dataset
 from trainers.config import Recipe
 from trainers.loop import Finished, Saved, Stepped, train
+from trainers.recipes import load_text_recipe
 
 SIZE = 3
 
@@ -235,6 +236,12 @@ def test_rows_whose_own_answer_cannot_be_read_are_left_out(recipe, reward, tmp_p
 def test_recipes_that_cannot_be_are_refused(recipe, sections, told):
     with pytest.raises(ConfigError, match=told):
         recipe(**sections)
+
+
+def test_estimate_and_precompute_refuse_recipes_over_rollouts(recipe, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(dump_yaml(recipe()))
+    with pytest.raises(ConfigError, match="rollouts are not"):
+        load_text_recipe(tmp_path / "recipe.yaml")
 
 
 def test_a_dataset_of_pairs_is_refused(recipe, pairs):
