@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set
 from torch import nn
 
 from mmalign.attention.choose import Attention, choose
-from mmalign.config import dump_yaml
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger
 from mmalign.losses.base import Need
@@ -24,8 +22,9 @@ from mmalign.prepare import TokenLimits
 from mmalign.scores import PairTable, RolloutTotals, TokenScores, Totals
 from mmalign.scoring.planner import planner_of
 from mmalign.scoring.scorer import Scorer
-from mmalign.store import Dataset, write_atomically
+from mmalign.store import Dataset
 from trainers.advice import Watch
+from trainers.begun import START, check_unmoved, summary_of, write_start
 from trainers.config import Recipe
 from trainers.directory import RunDirectory, damaged
 from trainers.features import check_features, make_features, open_features
@@ -260,15 +259,14 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         online=None
         if online is None
         else online_pairs(online, policy, objective, dataset.media_root, recipe.run.seed),
-        summary={
-            "steps": steps,
-            "dataset": dataset.manifest.content_hash,
-            "rows": len(survey.rows),
-            "dropped": {reason: len(ids) for reason, ids in survey.dropped.items()},
-            "reference": kind,
-            "processes": world,
-            "versions": {n: version(n) for n in ("mmalign", "torch", "transformers", "peft")},
-        },
+        summary=summary_of(
+            dataset,
+            survey,
+            steps=steps,
+            reference=kind,
+            processes=world,
+            packages=("mmalign", "torch", "transformers", "peft"),
+        ),
     )
     if rollouts is None:
         return parts
@@ -369,21 +367,12 @@ def _started_from(
         "policy": fingerprint(policy.model),
         "recipe": run.recipe_hash,
     }
-    before = run.read("start.json")
-    moved = [name for name in facts if before.get(name) != facts[name]]
-    if not moved and (survey := _read_survey(run, before)) is not None:
-        return survey
-    if run.newest is not None:
-        raise TrainingError(
-            f"the {' and the '.join(moved)} changed since this run began",
-            where=f"{run.path}, trained on {dataset.path}",
-            fix="put it back as it was, or choose another run.output",
-        )
+    if check_unmoved(run, dataset, facts):
+        survey = _read_survey(run, run.read(START))
+        if survey is not None:
+            return survey
     survey = rows.survey(accelerator)
-    if accelerator.is_main_process:
-        write_atomically(run.path / "recipe.yaml", dump_yaml(recipe))
-        run.write("start.json", {**facts, "survey": survey.as_json()})
-    accelerator.wait_for_everyone()
+    write_start(run, recipe, facts, survey, accelerator)
     return survey
 
 

@@ -6,14 +6,12 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from mmalign.config import dump_yaml
 from mmalign.diffusion.attention import use_attention
 from mmalign.diffusion.denoiser import Denoiser
 from mmalign.diffusion.load import ImagePolicy, load_policy
@@ -22,9 +20,10 @@ from mmalign.log import get_logger
 from mmalign.losses.base import Need
 from mmalign.records import ImagePreference
 from mmalign.scores import DenoiseScores
-from mmalign.store import Dataset, write_atomically
+from mmalign.store import Dataset
 from trainers.advice import ran_out
 from trainers.average import Average
+from trainers.begun import check_unmoved, summary_of, write_start
 from trainers.directory import RunDirectory
 from trainers.images.config import ImageRecipe
 from trainers.images.encode import make_encoded, store_of
@@ -218,15 +217,14 @@ def set_up_images(recipe: ImageRecipe, dataset: Dataset[Any], run: RunDirectory)
         memory=ImageWatch(recipe=recipe),
         average=average,
         validation=validation,
-        summary={
-            "steps": steps,
-            "dataset": dataset.manifest.content_hash,
-            "rows": len(survey.rows),
-            "dropped": {reason: len(ids) for reason, ids in survey.dropped.items()},
-            "reference": kind,
-            "processes": accelerator.num_processes,
-            "versions": {n: version(n) for n in ("mmalign", "torch", "diffusers", "peft")},
-        },
+        summary=summary_of(
+            dataset,
+            survey,
+            steps=steps,
+            reference=kind,
+            processes=accelerator.num_processes,
+            packages=("mmalign", "torch", "diffusers", "peft"),
+        ),
     )
 
 
@@ -269,16 +267,6 @@ def _started_from(
         "policy": fingerprint(policy.model),
         "recipe": run.recipe_hash,
     }
-    before = run.read("start.json")
-    moved = [name for name in facts if before.get(name) != facts[name]]
-    if moved and run.newest is not None:
-        raise TrainingError(
-            f"the {' and the '.join(moved)} changed since this run began",
-            where=f"{run.path}, trained on {dataset.path}",
-            fix="put it back as it was, or choose another run.output",
-        )
-    if moved and accelerator.is_main_process:
-        write_atomically(run.path / "recipe.yaml", dump_yaml(recipe))
-        run.write("start.json", {**facts, "survey": survey.as_json()})
-    accelerator.wait_for_everyone()
+    if not check_unmoved(run, dataset, facts):
+        write_start(run, recipe, facts, survey, accelerator)
     return survey
