@@ -18,6 +18,7 @@ from data_builders.on_policy import OnPolicy
 from data_builders.realign import ReAlign
 from data_builders.rrpo_video import RRPOVideo
 from data_builders.score import Score
+from data_builders.specs import Specs
 from mmalign.config import apply_overrides, read_yaml, validate
 from mmalign.errors import ConfigError
 
@@ -35,6 +36,7 @@ AnyBuilder = (
     | ReAlign
     | RRPOVideo
     | Score
+    | Specs
 )
 
 BUILDERS: dict[str, type[AnyBuilder]] = {

@@ -90,7 +90,5 @@ def completed(text: str) -> str | None:
 def _without(text: str, *tags: str) -> str:
     """The text without these tags; a line break beside one stays, other white space is a blank."""
     tag = "|".join(map(re.escape, tags))
-    broken = re.sub(
-        rf"\s*(?:(?:{tag})\s*)+", lambda run: "\n" if "\n" in run[0] else " ", text
-    )
+    broken = re.sub(rf"\s*(?:(?:{tag})\s*)+", lambda run: "\n" if "\n" in run[0] else " ", text)
     return broken.strip()
