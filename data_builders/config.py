@@ -12,6 +12,7 @@ from data_builders.crops import Crops
 from data_builders.digit_clips import DigitClips
 from data_builders.digit_pictures import DigitPictures
 from data_builders.digit_scenes import DigitScenes
+from data_builders.digit_sums import DigitSums
 from data_builders.expand_critiques import ExpandCritiques
 from data_builders.image_pairs import ImagePairs
 from data_builders.on_policy import OnPolicy
@@ -30,6 +31,7 @@ AnyBuilder = (
     | DigitClips
     | DigitPictures
     | DigitScenes
+    | DigitSums
     | ExpandCritiques
     | ImagePairs
     | OnPolicy
