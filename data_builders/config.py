@@ -15,6 +15,7 @@ from data_builders.digit_scenes import DigitScenes
 from data_builders.digit_sums import DigitSums
 from data_builders.expand_critiques import ExpandCritiques
 from data_builders.image_pairs import ImagePairs
+from data_builders.instruct import Instruct
 from data_builders.on_policy import OnPolicy
 from data_builders.realign import ReAlign
 from data_builders.rrpo_video import RRPOVideo
@@ -34,6 +35,7 @@ AnyBuilder = (
     | DigitSums
     | ExpandCritiques
     | ImagePairs
+    | Instruct
     | OnPolicy
     | ReAlign
     | RRPOVideo
