@@ -12,6 +12,7 @@ from PIL import Image
 from data_builders.base import GeneratorConfig
 from data_builders.malform import KINDS
 from data_builders.specs import Specs
+from data_builders.verify import JudgeConfig
 from mmalign.errors import MediaError
 from mmalign.generate.base import Generation, Request, Sampling
 from mmalign.generate.server import Unanswered
@@ -298,6 +299,38 @@ def test_a_judge_drops_reasoning_that_comes_to_another_answer(tmp_path: Path):
     # It sees the thinking and the answer apart, and is not asked about wrong ones.
     assert "make 9, but\n[END reasoning" in rules.prompts[0]
     assert not any("8" in prompt.partition("final answer")[2][:40] for prompt in rules.prompts)
+
+
+def test_models_are_loaded_from_their_configs_one_after_another(tmp_path: Path, monkeypatch):
+    write_dataset(tmp_path / "in", Verifiable, [row("a", images=(), prompt=user("Sum?"))])
+    rules = Rules()
+    models = {
+        "zero": Says({"a": [GOOD]}, "zero"),
+        "base": Says({"a": [BARE]}, "base"),
+        "judge": rules,
+    }
+    loaded: list[str] = []
+
+    def load(config: GeneratorConfig):
+        loaded.append(config.model.path)
+        return models[config.model.path]
+
+    monkeypatch.setattr(GeneratorConfig, "load", load)
+    zero, base, judge = (GeneratorConfig(model=ModelConfig(path=name)) for name in models)
+    config = Specs(
+        source=tmp_path / "in",
+        output=tmp_path / "out",
+        generator=zero,
+        tries=1,
+        judge=JudgeConfig(generator=judge),
+        rejected_from="base",
+        base_generator=base,
+    )
+    [pair] = open_dataset(config.build(), Preference)
+    assert (pair.chosen, pair.rejected) == (GOOD, BARE)
+    # First for the manifest's names, then to work.
+    assert loaded == ["zero", "base", "judge", "zero", "judge", "base"]
+    assert len(rules.prompts) == 1
 
 
 def test_bad_rows_stay_out_and_stop_nobody(tmp_path: Path):
