@@ -12,12 +12,15 @@ from data_builders.crops import Crops
 from data_builders.digit_clips import DigitClips
 from data_builders.digit_pictures import DigitPictures
 from data_builders.digit_scenes import DigitScenes
+from data_builders.digit_sums import DigitSums
 from data_builders.expand_critiques import ExpandCritiques
 from data_builders.image_pairs import ImagePairs
+from data_builders.instruct import Instruct
 from data_builders.on_policy import OnPolicy
 from data_builders.realign import ReAlign
 from data_builders.rrpo_video import RRPOVideo
 from data_builders.score import Score
+from data_builders.specs import Specs
 from mmalign.config import apply_overrides, read_yaml, validate
 from mmalign.errors import ConfigError
 
@@ -29,12 +32,15 @@ AnyBuilder = (
     | DigitClips
     | DigitPictures
     | DigitScenes
+    | DigitSums
     | ExpandCritiques
     | ImagePairs
+    | Instruct
     | OnPolicy
     | ReAlign
     | RRPOVideo
     | Score
+    | Specs
 )
 
 BUILDERS: dict[str, type[AnyBuilder]] = {

@@ -12,7 +12,7 @@ import io
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -162,18 +162,7 @@ class DigitScenes(Strict):
 
     def picture(self, scene: Scene) -> Image:
         """Paint a scene: coloured digits on dark grey, under Gaussian noise."""
-        from PIL import Image
-
-        size = CELLS * CELL_PIXELS
-        noise = np.random.default_rng([self.seed, scene.index]).standard_normal(
-            (size, size, 3), dtype=np.float32
-        )
-        corners = [divmod(placed.cell, CELLS) for placed in scene.objects]
-        drawn = [
-            (CELL_PIXELS * row, CELL_PIXELS * column, placed.drawing, placed.color)
-            for (row, column), placed in zip(corners, scene.objects, strict=True)
-        ]
-        return Image.fromarray(paint(size, drawn, noise, self.noise))
+        return painted(scene.objects, [self.seed, scene.index], self.noise)
 
     def questions(self, scene: Scene) -> list[tuple[int, str]]:
         """(digit, "yes" or "no") of each question about a scene, half of either in turns."""
@@ -205,7 +194,7 @@ class DigitScenes(Strict):
 
     def _examples(self, scenes: list[Scene]) -> Iterator[Example]:
         for scene in progress(scenes, label="scenes"):
-            data = _png(self.picture(scene))
+            data = png(self.picture(scene))
             sha256 = hashlib.sha256(data).hexdigest()
             if self.embed_media:
                 image = Media(bytes=data, sha256=sha256)
@@ -261,7 +250,21 @@ def question(digit: int) -> str:
     return f"is there a {DIGITS[digit]} in the image ?"
 
 
-def _png(image: Image) -> bytes:
+def painted(objects: Sequence[Placed], seed: Sequence[int], noise: float) -> Image:
+    """A 32x32 picture of these digits; noise is a standard deviation, and drawn from the seed."""
+    from PIL import Image
+
+    size = CELLS * CELL_PIXELS
+    corners = [divmod(placed.cell, CELLS) for placed in objects]
+    drawn = [
+        (CELL_PIXELS * row, CELL_PIXELS * column, placed.drawing, placed.color)
+        for (row, column), placed in zip(corners, objects, strict=True)
+    ]
+    grain = np.random.default_rng(seed).standard_normal((size, size, 3), dtype=np.float32)
+    return Image.fromarray(paint(size, drawn, grain, noise))
+
+
+def png(image: Image) -> bytes:
     """Stored, not compressed: noise does not shrink, and trying takes most of a build's time."""
     sink = io.BytesIO()
     image.save(sink, format="PNG", compress_level=0)

@@ -26,6 +26,7 @@ from mmalign.verdicts import (
     Quality,
     RankVerdict,
     Unread,
+    read_consistent,
     read_correct,
     read_critique,
     read_differences,
@@ -52,6 +53,12 @@ Is the response to the question correct? It is correct if it says what the refer
 in whatever words, and contradicts it in nothing. Judge by the reference answer alone, not by what \
 you know."""
 CORRECT_FORM = '"verdict": "correct" or "incorrect"'
+
+CONSISTENT = """\
+Do the reasoning and the final answer belong together? They are consistent if the final answer is \
+what the reasoning comes to. They are inconsistent if it comes to another answer, to none, or \
+contradicts itself on the way. Whether the answer is true is not the question."""
+CONSISTENT_FORM = '"verdict": "consistent" or "inconsistent"'
 
 DIFFERENCES = """\
 Sentence 1 is the truth. Sentence 2 is a response about the same thing. Name the key differences \
@@ -93,6 +100,16 @@ class Case:
     question: str = ""
     answer: str
     response: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Argument:
+    """A response's reasoning, and the answer that it gives after it."""
+
+    id: str
+    question: str
+    reasoning: str
+    answer: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,8 +182,8 @@ class Judge:
     @property
     def name(self) -> str:
         """The model and a hash of the prompts, for manifests."""
-        prompts = [RULE, FORM, CORRECT, CORRECT_FORM, DIFFERENCES, DIFFERENCES_FORM, REWRITE]
-        prompts += [REWRITE_FORM, RANK, RANK_FORM, EXPAND, EXPAND_FORM]
+        prompts = [RULE, FORM, CORRECT, CORRECT_FORM, CONSISTENT, CONSISTENT_FORM, DIFFERENCES]
+        prompts += [DIFFERENCES_FORM, REWRITE, REWRITE_FORM, RANK, RANK_FORM, EXPAND, EXPAND_FORM]
         return f"{self.generator.name} judging by {_digest(prompts)}"
 
     def is_correct(self, cases: Sequence[Case]) -> list[Ruling[bool]]:
@@ -186,6 +203,26 @@ class Judge:
                     read=read_correct,
                 )
                 for case in cases
+            ],
+        )
+
+    def is_consistent(self, arguments: Sequence[Argument]) -> list[Ruling[bool]]:
+        """Whether each argument's reasoning comes to its own answer, be that right or wrong."""
+        return self._decide(
+            "is_consistent",
+            [
+                _Question(
+                    id=argument.id,
+                    task=CONSISTENT,
+                    form=CONSISTENT_FORM,
+                    texts={
+                        "question": argument.question,
+                        "reasoning": argument.reasoning,
+                        "final answer": argument.answer,
+                    },
+                    read=read_consistent,
+                )
+                for argument in arguments
             ],
         )
 

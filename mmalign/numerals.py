@@ -82,7 +82,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 def _in_words(text: str) -> Fraction | None:
     words = re.findall(r"[a-z-]+", re.sub(r"(?i)^.*\banswer(?: is)?\b", "", text).lower())
-    # "the one with a hat" gives no number.
-    if len(words) not in (1, 2) or words[0] not in _WORDS or words[-1] in _SCALES:
+    # "the one with a hat" gives no number, and "twenty seven" is not twenty.
+    if len(words) not in (1, 2) or words[0] not in _WORDS:
+        return None
+    if words[-1] in _SCALES or (words[1:] and words[1] in _WORDS):
         return None
     return Fraction(_WORDS.index(words[0]))

@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass
 
 _TAG = re.compile(r"<(/?)(think|answer)>")
-_IN_ORDER = ["<think>", "</think>", "<answer>", "</answer>"]
+# In the order of the form.
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _BOX = re.compile(r"\\boxed\s*\{")
 
 
@@ -108,7 +109,7 @@ def _problem(text: str, think: str | None, answer: str | None) -> str:
             return f"unclosed_{name}"
         if not opened:
             return f"unopened_{name}"
-    if tags != _IN_ORDER:
+    if tuple(tags) != TAGS:
         return "wrong_order"
     if "".join(re.split(r"<think>.*</think>|<answer>.*</answer>", text, flags=re.DOTALL)).strip():
         return "text_outside"

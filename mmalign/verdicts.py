@@ -58,9 +58,12 @@ def read_object(text: str, code: str) -> dict[str, Any] | Unread:
 
 def read_correct(reply: Mapping[str, Any]) -> bool | Unread:
     """Whether the judge finds a response correct."""
-    verdicts = {"correct": True, "incorrect": False}
-    verdict = reply.get("verdict")
-    return verdicts.get(verdict, Unread(WRONG_FORM)) if _is_text(verdict) else Unread(WRONG_FORM)
+    return _read_either(reply, {"correct": True, "incorrect": False})
+
+
+def read_consistent(reply: Mapping[str, Any]) -> bool | Unread:
+    """Whether the judge finds that reasoning and answer belong together."""
+    return _read_either(reply, {"consistent": True, "inconsistent": False})
 
 
 def read_differences(reply: Mapping[str, Any]) -> str | Unread:
@@ -133,6 +136,11 @@ def read_critique(reply: Mapping[str, Any], verdict: Quality) -> str | Unread:
     if not _is_text(critique) or reply.get("verdict") not in ("good", "bad"):
         return Unread(WRONG_FORM)
     return critique.strip() if reply["verdict"] == verdict else Unread("verdict_changed")
+
+
+def _read_either(reply: Mapping[str, Any], verdicts: Mapping[str, bool]) -> bool | Unread:
+    verdict = reply.get("verdict")
+    return verdicts.get(verdict, Unread(WRONG_FORM)) if _is_text(verdict) else Unread(WRONG_FORM)
 
 
 def _is_text(value: Any) -> TypeGuard[str]:

@@ -12,7 +12,7 @@ import pytest
 from mmalign.errors import ModelError
 from mmalign.generate.base import Generation, Request, Sampling
 from mmalign.generate.server import Unanswered
-from mmalign.judge import Case, Contest, Judge, Note
+from mmalign.judge import Argument, Case, Contest, Judge, Note
 from mmalign.media import embed
 from mmalign.records import prompt_text
 from mmalign.verdicts import RankVerdict, Unread, read_object, read_rank, read_ranking
@@ -301,6 +301,19 @@ def test_an_expanded_note_keeps_its_verdict(verdict):
 def test_an_expanded_note_without_a_verdict_is_none(said):
     [ruling] = Judge(Model(says(**said))).expand([note("good")])
     assert (ruling.value, ruling.reason) == (None, "wrong_form")
+
+
+@pytest.mark.parametrize(
+    ("verdict", "value"), [("consistent", True), ("inconsistent", False), ("correct", None)]
+)
+def test_reasoning_and_answer_are_judged_apart_from_the_truth(verdict, value):
+    model = Model(says(verdict=verdict))
+    argument = Argument(id="a", question="What is it?", reasoning="It barks.", answer="a dog")
+    [ruling] = Judge(model).is_consistent([argument])
+    assert (ruling.value, ruling.reason) == (value, "wrong_form" if value is None else "ok")
+    prompt, code = asked(model.calls[0][0]), code_of(model.calls[0][0])
+    for title, text in (("reasoning", "It barks."), ("final answer", "a dog")):
+        assert f"[BEGIN {title} {code}]\n{text}\n[END {title} {code}]" in prompt
 
 
 def test_the_name_tells_the_model_and_the_prompts(monkeypatch):
