@@ -42,22 +42,25 @@ VERSION = "1"
 class ByPrefix(Strict):
     """Chosen and rejected are drawn under prefixes of their own, from the same noise.
 
-    chosen, rejected: prefixes; empty for the bare prompt. judge: where given, only pairs of which
-    it prefers chosen by more than min_gap are kept. It is asked about the bare prompt.
+    chosen, rejected: prefixes; empty for the bare prompt. judge: where given, only pairs are kept
+    whose chosen picture it scores at least min_score, and higher than the rejected one by more than
+    min_gap; of the two, what is None is not asked for, and with both None min_gap is 0. It is asked
+    about the bare prompt.
     """
 
     by: Literal["prefix"] = "prefix"
     chosen: str = ""
     rejected: str = ""
     judge: AnyJudge | None = None
-    min_gap: NonNegativeFloat = 0.0
+    min_gap: NonNegativeFloat | None = None
+    min_score: float | None = None
 
     @model_validator(mode="after")
     def _differ(self) -> ByPrefix:
         if self.chosen.strip() == self.rejected.strip():
             raise ValueError("chosen and rejected are one prefix, so the pictures would be one")
-        if self.judge is None and self.min_gap:
-            raise ValueError("min_gap is of a judge's scores; give a judge, or drop it")
+        if self.judge is None and (self.min_gap is not None or self.min_score is not None):
+            raise ValueError("min_gap and min_score are of a judge; give a judge, or drop them")
         return self
 
     def draws(self, prompt: ImagePrompt, seed: int) -> list[Draw]:
@@ -70,6 +73,14 @@ class ByPrefix(Strict):
     def pair(self, scores: Sequence[float]) -> tuple[int, int]:
         """Which picture is chosen, which rejected."""
         return 0, 1
+
+    def problem(self, chosen: float, rejected: float) -> str | None:
+        """Why a pair of these scores is left out, or None."""
+        if self.min_score is not None and chosen < self.min_score:
+            return "score_too_low"
+        if self.min_gap is None and self.min_score is not None:
+            return None
+        return gap_problem(chosen - rejected, self.min_gap or 0.0)
 
 
 class ByJudge(Strict):
@@ -94,6 +105,17 @@ class ByJudge(Strict):
         """Which picture is chosen, which rejected; the first of equals."""
         places = range(len(scores))
         return max(places, key=scores.__getitem__), min(places, key=scores.__getitem__)
+
+    def problem(self, chosen: float, rejected: float) -> str | None:
+        """Why a pair of these scores is left out, or None."""
+        return gap_problem(chosen - rejected, self.min_gap)
+
+
+def gap_problem(gap: float, least: float) -> str | None:
+    """Why a judge's gap does not make a pair, or None; it must be more than `least`."""
+    if gap > least:
+        return None
+    return "judge_disagrees" if gap < 0 else "gap_too_small"
 
 
 class ImagePairs(Builder):
@@ -175,9 +197,12 @@ class _Pairing:
         best, worst = self.config.pairs.pair(scores)
         if pictures[best].tobytes() == pictures[worst].tobytes():
             return Outcome(id=prompt.id, reason="dropped:same_image")
-        if scores and (gap := scores[best] - scores[worst]) <= self.config.pairs.min_gap:
-            reason = "judge_disagrees" if gap < 0 else "gap_too_small"
-            return Outcome(id=prompt.id, reason=f"dropped:{reason}", detail=f"gap {gap:.4g}")
+        if scores:
+            found = [scores[best], scores[worst]]
+            problem = self.config.pairs.problem(*found)
+            if problem is not None:
+                detail = "scores {:.4g}, {:.4g}".format(*found)
+                return Outcome(id=prompt.id, reason=f"dropped:{problem}", detail=detail)
         sides = (("chosen", best), ("rejected", worst))
         detail: dict[str, Any] = {f"{side}_prompt": draws[place].prompt for side, place in sides}
         detail |= {f"{side}_score": scores[place] for side, place in sides if scores}

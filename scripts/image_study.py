@@ -7,8 +7,9 @@ For every seed three small SDXLs from scratch on real digits (configs/lab/images
 differ in how often a digit was inverted without being asked for: `near` 30 % of the time, `middle`
 only when asked for, `far` never. Cells:
 
-bold, slanted      pairs that the middle base drew itself, with and without the style's word
-near, middle, far  pairs of real digits, inverted over plain, the same for the three bases
+own                bold over plain, both drawn by the middle base, where its bold digit can be read
+bold               bold over plain, real digits, the middle base
+near, middle, far  inverted over plain, real digits, the same for the three bases
 
 In each cell MaPO in both parametrisations, Diffusion-DPO and SFT on the chosen, with equal pairs
 and steps, from one noise each. A method's learning rate is the one of three with the most legible
@@ -35,8 +36,8 @@ BASES = {
 }
 # Cell: its base, its style, whether the base draws the pairs itself.
 CELLS = {
-    "bold": ("middle", "bold", True),
-    "slanted": ("middle", "slanted", True),
+    "own": ("middle", "bold", True),
+    "bold": ("middle", "bold", False),
     "near": ("near", "inverted", False),
     "middle": ("middle", "inverted", False),
     "far": ("far", "inverted", False),
@@ -113,7 +114,8 @@ def make_cell(root: Path, seed: int, cell: str) -> None:
         build(
             "images_pairs.yaml",
             [f"output={data}", f"seed={seed}", f"source={LAB / 'images_prompts.txt'}",
-             f"pairs.chosen={style}", f"pipeline.path={model}"],
+             f"pairs.chosen={style}", f"pipeline.path={model}", "per_prompt=55",
+             "pairs.judge={name: digit_reader}", "pairs.min_score=1"],
         )  # fmt: skip
     else:
         build(

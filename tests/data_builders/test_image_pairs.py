@@ -105,6 +105,19 @@ def test_a_judge_keeps_the_prefix_pairs_that_it_agrees_with(tmp_path):
     assert (manifest.counts, rows) == ({"dropped:judge_disagrees": 3}, [])
 
 
+def test_a_judge_may_ask_for_a_score_alone(tmp_path):
+    """Darkness is minus the grey level; a pair need not have its chosen picture preferred."""
+    pairs = {"by": "prefix", "rejected": "bold", "judge": JUDGE["judge"], "min_score": -170.0}
+    manifest, rows = built(builder(tmp_path, pairs, per_prompt=8), Ink())
+    assert all(grey_of(row.chosen) <= 170 for row in rows)
+    assert manifest.counts == {"accepted": len(rows), "dropped:score_too_low": 24 - len(rows)}
+    assert 0 < len(rows) < 24
+    both = pairs | {"min_gap": 1.0}
+    manifest, rows = built(builder(tmp_path, both, output=str(tmp_path / "both")), Ink())
+    assert rows == []
+    assert set(manifest.counts) == {"dropped:score_too_low", "dropped:judge_disagrees"}
+
+
 def test_by_judge_the_best_and_the_worst_are_the_pair(tmp_path):
     made = builder(tmp_path, JUDGE, seed=3)
     _, rows = built(made, Ink())

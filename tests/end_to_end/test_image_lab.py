@@ -36,7 +36,7 @@ def test_the_image_lab_from_digits_to_a_report(tmp_path, monkeypatch, capsys, lo
     sampling = ["sampling.num_steps=2"]
     verb(
         "build", f"{LAB}pairs.yaml", f"output={out}/pairs", "per_prompt=1",
-        f"pipeline.path={out}/base/model", *sampling,
+        f"pipeline.path={out}/base/model", *sampling, "pairs.min_score=0",
     )  # fmt: skip
     rank = ["model.lora={rank: 2}"] if lora else []
     verb("train", f"{LAB}mapo.yaml", base, f"data.path={out}/pairs", mapo, *few, *rank)
