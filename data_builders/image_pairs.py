@@ -201,8 +201,8 @@ class _Pairing:
             found = [scores[best], scores[worst]]
             problem = self.config.pairs.problem(*found)
             if problem is not None:
-                detail = "scores {:.4g}, {:.4g}".format(*found)
-                return Outcome(id=prompt.id, reason=f"dropped:{problem}", detail=detail)
+                told = "scores {:.4g}, {:.4g}".format(*found)
+                return Outcome(id=prompt.id, reason=f"dropped:{problem}", detail=told)
         sides = (("chosen", best), ("rejected", worst))
         detail: dict[str, Any] = {f"{side}_prompt": draws[place].prompt for side, place in sides}
         detail |= {f"{side}_score": scores[place] for side, place in sides if scores}
