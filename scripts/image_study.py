@@ -193,9 +193,10 @@ def interval(per_item: list[float], clusters: list[str]) -> tuple[float, float]:
 
 def tables(root: Path, seeds: list[int]) -> str:
     out = [
-        "| cell | method | lr | win rate [95 %] (by seed) | read, base | read | change, points |"
+        "| cell | method | lr | win rate [95 %] (by seed) | style, base | style | read, base | read "
+        "| change, points |"
     ]
-    out.append("|" + "---|" * 7)
+    out.append("|" + "---|" * 9)
     for cell in CELLS:
         for method in METHODS:
             rate = best_rate(root, method)
@@ -209,18 +210,13 @@ def tables(root: Path, seeds: list[int]) -> str:
             low, high = interval(won, clusters)
             by_seed = " / ".join(f"{run.wins:.2f}" for run in runs)
             before, after = (statistics.mean(r.read(w) for r in runs) for w in ("base", "run"))
+            style = [statistics.mean(r.style(w) for r in runs) for w in ("base", "run")]
             cells = [cell, NAMES[method], f"{rate:g}"]
             cells.append(f"{statistics.mean(won):.3f} [{low:.3f}, {high:.3f}] ({by_seed})")
+            cells += [f"{value:.3f}" for value in style]
             cells += [f"{100 * before:.1f}", f"{100 * after:.1f}"]
             cells.append(f"{100 * (after - before):+.1f}")
             out.append("| " + " | ".join(cells) + " |")
-    out += ["", "| cell | base's pictures in the style, % | base's own measure of the style |"]
-    out.append("|" + "---|" * 3)
-    for cell in ("near", "middle", "far"):
-        bases = [_items(root / f"seed{seed}" / "eval" / cell / "base") for seed in seeds]
-        values = [row["scores"]["digit_style"] for rows in bases for row in rows]
-        share = 100 * statistics.mean(value > 0.5 for value in values)
-        out.append(f"| {cell} | {share:.1f} | {statistics.mean(values):.3f} |")
     return "\n".join(out)
 
 
