@@ -35,6 +35,8 @@ bench: setup  ## Measure speed on the CPU: the tables of docs/benchmarks.md
 	$(BIN)/python scripts/bench/steps.py layouts --rounds 3
 	$(BIN)/python scripts/bench/steps.py many --rounds 5
 	$(BIN)/python scripts/bench/steps.py floor --rounds 5
+	$(BIN)/python scripts/bench/rollouts.py update --rounds 3
+	$(BIN)/python scripts/bench/rollouts.py whole --rounds 3
 	$(BIN)/python scripts/bench/builders.py --rounds 3
 	$(BIN)/python scripts/bench/images.py costs
 	$(BIN)/python scripts/bench/images.py cached --train lora --precision bf16 --checkpointing

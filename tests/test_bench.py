@@ -13,6 +13,7 @@ import pytest
 
 NAMES = (
     "gpu", "gpu_cells", "gpu_images", "images", "sdxl", "floor", "steps", "builders", "common",
+    "rollouts",
 )  # fmt: skip
 
 
@@ -220,3 +221,27 @@ def test_the_gpu_benchmark_runs_at_toy_size_on_the_cpu(bench, capsys):
     losses = [[float(loss) for loss in line.split()[2:]] for line in lines]
     assert all(own == pytest.approx(losses[0], abs=1e-4) for own in losses)
     assert "refused: xformers: its kernels need CUDA" in told
+
+
+def test_a_step_of_grpo_is_that_of_trls_trainer(bench, tmp_path, monkeypatch):
+    from mmalign.models.tiny import TinyModel, Tower
+
+    rollouts = bench("rollouts")
+    monkeypatch.setattr(rollouts, "VOCAB", 400)
+    monkeypatch.setattr(rollouts, "SIDE", 28)
+    folder = TinyModel(
+        output=str(tmp_path / "model"),
+        words=tuple(f"w{i}" for i in range(400)),
+        image_size=28,
+        patch_size=14,
+        vision=Tower(hidden=16, layers=1, heads=2, mlp=32),
+        text=Tower(hidden=16, layers=2, heads=2, mlp=32),
+    ).build()
+    work = rollouts.Work(given=True, steps=3, batch=2, group=4, shortest=3, longest=9)
+    theirs = rollouts.run_trl(work, folder)
+    for mode in ("padded", "shared"):
+        ours = rollouts.run_ours(work, folder, mode)
+        # TRL adds 1e-4 to the standard deviation, we 1e-6.
+        assert ours["losses"] == pytest.approx(theirs["losses"], rel=1e-3), mode
+        assert ours["norms"] == pytest.approx(theirs["norms"], rel=1e-3), mode
+    assert all(abs(loss) > 1e-3 for loss in theirs["losses"])
