@@ -193,8 +193,8 @@ def interval(per_item: list[float], clusters: list[str]) -> tuple[float, float]:
 
 def tables(root: Path, seeds: list[int]) -> str:
     out = [
-        "| cell | method | lr | win rate [95 %] (by seed) | style, base | style | read, base | read "
-        "| change, points |"
+        "| cell | method | lr | win rate [95 %] (by seed) | style, base | style | read, base "
+        "| read | change, points |"
     ]
     out.append("|" + "---|" * 9)
     for cell in CELLS:
