@@ -140,6 +140,8 @@ def test_rows_that_tie_weigh_nothing_and_are_counted(set_up_as, recipe, reward):
     numbers = [parts.survey.rows[place] for place in batch.places]
     assert batch.table.weight.tolist() == [float(number == 0) for number in numbers]
     assert (totals.num_pairs, counts["paired"], counts["tied"]) == (6, 1, 5)
+    (chosen,) = (batch.sizes[place][0] for place, n in enumerate(numbers) if n == 0)
+    assert totals.num_chosen_tokens == chosen
     metrics, _ = trained(recipe("tied", optim={"batch_size": 6, "steps": 1}))
     assert metrics[0]["train/tied"] == pytest.approx(5 / 6)
     assert metrics[0]["train/paired"] == pytest.approx(1 / 6)
