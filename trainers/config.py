@@ -20,6 +20,7 @@ from mmalign.losses.base import Need
 from mmalign.models.load import ModelConfig
 from mmalign.scoring.plan import Layout
 from trainers.annotators import ByReward
+from trainers.objectives.base import OnlineRows
 from trainers.online import Online
 from trainers.rollout_pairs import OnlineRollouts
 from trainers.rollouts import Rollouts
@@ -45,6 +46,13 @@ class DataConfig(Strict):
     workers: NonNegativeInt = 0
     cache_mb: NonNegativeInt = 512
     online: Online | None = None
+
+    @property
+    def online_rows(self) -> OnlineRows | None:
+        """What rows are to `online`, if there is any."""
+        if self.online is None:
+            return None
+        return "prompts" if isinstance(self.online.source, OnlineRollouts) else "pairs"
 
 
 class FeaturesConfig(Strict):
@@ -242,9 +250,7 @@ class Recipe(Strict):
     @property
     def from_prompts(self) -> bool:
         """Whether rows are prompts alone, whose responses are all made during training."""
-        online = self.data.online
-        pairs = online is not None and isinstance(online.source, OnlineRollouts)
-        return pairs or self.rollouts is not None
+        return self.data.online_rows == "prompts" or self.rollouts is not None
 
     def reference_kind(self) -> ReferenceKind:
         """`reference` with auto decided."""

@@ -34,7 +34,6 @@ from trainers.images.setup import ImageParts, check_images, set_up_images
 from trainers.objectives.base import check_dataset, fitted
 from trainers.optim import check_8bit, lr_at
 from trainers.precision import LossScale
-from trainers.rollout_pairs import RolloutPairs
 from trainers.rollouts import RolloutSource
 from trainers.rows import Batch
 from trainers.setup import Parts, set_up
@@ -79,12 +78,7 @@ def train(recipe: Recipe | ImageRecipe) -> Iterator[Event]:
     if isinstance(recipe, ImageRecipe):
         check_images(dataset, recipe)
     else:
-        check_dataset(
-            dataset,
-            recipe.loss,
-            online=recipe.data.online is not None,
-            prompts=recipe.from_prompts,
-        )
+        check_dataset(dataset, recipe.loss, online=recipe.data.online_rows)
     check_trackers(recipe.run.trackers)
     if recipe.optim.optimizer == "adamw_8bit":
         check_8bit()
@@ -139,7 +133,6 @@ def _train(
             totals, counts = parts.survey.totals(places), {}
         else:
             step_batches, totals, counts = parts.online_step(step)
-        sampled_tokens = counts.pop("sampled_tokens", 0.0)
         scored: list[tuple[Any, LossOutput]] = []
         for batch in step_batches:
             with parts.memory.told(batch), accelerator.accumulate(scorer):
@@ -176,7 +169,7 @@ def _train(
             grad_norm=0.0 if skipped else grad_norm,
             steps=1,
             rows=len(places) * parts.items,
-            tokens=parts.survey.num_tokens(places) + sampled_tokens,
+            tokens=parts.survey.num_tokens(places),
             seconds=time.perf_counter() - started,
         )
         if done % recipe.run.log_every_steps == 0 or done == parts.num_steps:
@@ -202,7 +195,7 @@ def _train(
 
     with whole_folder(accelerator, run.model) as folder:
         save_model(accelerator, parts.policy, folder, average)
-    if isinstance(parts.online, RolloutSource | RolloutPairs):
+    if parts.online is not None:
         parts.online.close()
     if tracker is not None:
         tracker.close()

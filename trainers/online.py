@@ -128,6 +128,9 @@ class OnlinePairs:
                 rows.append(without_weight(row) if new is None else new)
         return rows
 
+    def close(self) -> None:
+        """Nothing was started."""
+
     def _tossed(self, step: int, id: str, p: float) -> bool:
         """Whether this row gets a new pair at this step."""
         return random.Random(f"{self.seed}/{step}/{id}/coin").random() >= p

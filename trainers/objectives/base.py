@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -41,6 +41,10 @@ COLUMNS = {
     Need.RATIONALE: CRITIQUE_BUILDER,
     Need.CRITIQUES: CRITIQUE_BUILDER,
 }
+
+# What a dataset's rows are where pairs are made during training: pairs of their own, which new
+# ones replace or join, or prompts alone.
+OnlineRows = Literal["pairs", "prompts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,20 +210,17 @@ def table(rows: Sequence[PreparedRow]) -> PairTable:
     )
 
 
-def check_dataset(
-    dataset: Dataset[Any], loss: Loss, *, online: bool = False, prompts: bool = False
-) -> None:
+def check_dataset(dataset: Dataset[Any], loss: Loss, *, online: OnlineRows | None = None) -> None:
     """Raise SchemaMismatch where no row has what the loss needs. Runs before a model is loaded.
 
-    online: whether new pairs will be made beside the dataset's own during training. prompts:
-    whether all responses will be made then, so that rows are prompts with answers to check.
+    online: what rows are to the pairs that are made during training, if any are.
     """
     from trainers.objectives.ranking import check_rankings
 
     if dataset.kind is Ranking:
-        check_rankings(dataset, loss, online=online)
+        check_rankings(dataset, loss, online=online is not None)
         return
-    prompts = prompts or Need.ROLLOUTS in loss.needs
+    prompts = online == "prompts" or Need.ROLLOUTS in loss.needs
     kinds: tuple[type[Any], ...] = (Example, Preference)
     if prompts:
         kinds = (Verifiable,)
@@ -228,7 +229,7 @@ def check_dataset(
     if dataset.kind not in kinds:
         raise SchemaMismatch(
             f"loss {loss.name!r} cannot train on {dataset.manifest.kind} records"
-            + " by pairs of rollouts" * (prompts and Need.ROLLOUTS not in loss.needs),
+            + " by pairs of rollouts" * (online == "prompts"),
             where=str(dataset.path),
             wanted=" or ".join(kind_name(kind) for kind in kinds),
             fix=_other_kind(loss, dataset.kind, prompts=prompts),

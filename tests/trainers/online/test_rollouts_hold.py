@@ -14,10 +14,12 @@ from safetensors.torch import load_file
 
 from mmalign.generate.local import LocalGenerator
 from mmalign.records import Verifiable, user
-from mmalign.store import write_dataset
+from mmalign.store import open_dataset, write_dataset
 from trainers.config import Recipe
+from trainers.directory import RunDirectory
 from trainers.loop import Stepped, train
 from trainers.sampler import Sampler
+from trainers.setup import set_up
 
 FORM = "Answer as <think> </think> <answer> </answer>, such as <answer> 7 </answer>."
 # A response, its reward for form and for being right, and why the latter cannot be told.
@@ -112,3 +114,20 @@ def test_the_order_of_prompts_and_of_a_groups_rollouts_changes_rounding_alone(
         for name in ("loss", "grad_norm", "reward", "response_tokens"):
             assert one[f"train/{name}"] == pytest.approx(other[f"train/{name}"], rel=1e-4, abs=1e-6)
     assert max(float((weights[n] - same[n]).abs().max()) for n in weights) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["grpo", "pairs"])
+def test_all_tokens_that_were_sampled_count_in_the_rate(either, kind, reward, monkeypatch):
+    said: list[Any] = []
+    real = LocalGenerator.generate
+
+    def kept(self: Any, requests: Any, sampling: Any) -> Any:
+        said.extend(real(self, requests, sampling))
+        return said
+
+    monkeypatch.setattr(LocalGenerator, "generate", kept)
+    made = either(kind, "run")
+    parts = set_up(made, open_dataset(made.data.path), RunDirectory(made))
+    counts = parts.online_step(0)[2]
+    assert len(said) == 2 * 4
+    assert counts["sampled_tokens"] == sum(len(reply.token_ids) for reply in said)
