@@ -19,7 +19,10 @@ from mmalign.losses import Loss
 from mmalign.losses.base import Need
 from mmalign.models.load import ModelConfig
 from mmalign.scoring.plan import Layout
+from trainers.annotators import ByReward
+from trainers.objectives.base import OnlineRows
 from trainers.online import Online
+from trainers.rollout_pairs import OnlineRollouts
 from trainers.rollouts import Rollouts
 
 Fraction = float
@@ -43,6 +46,13 @@ class DataConfig(Strict):
     workers: NonNegativeInt = 0
     cache_mb: NonNegativeInt = 512
     online: Online | None = None
+
+    @property
+    def online_rows(self) -> OnlineRows | None:
+        """What rows are to `online`, if there is any."""
+        if self.online is None:
+            return None
+        return "prompts" if isinstance(self.online.source, OnlineRollouts) else "pairs"
 
 
 class FeaturesConfig(Strict):
@@ -201,6 +211,23 @@ class Recipe(Strict):
             raise ValueError(
                 f"loss {self.loss.name!r} reads {', '.join(needs)}, which new pairs have not"
             )
+        assert self.data.online is not None
+        if isinstance(self.data.online.source, OnlineRollouts):
+            self._check_pairs_of_rollouts(self.data.online.source)
+
+    def _check_pairs_of_rollouts(self, source: OnlineRollouts) -> None:
+        given = {Need.REJECTED, Need.REFERENCE, Need.KL, Need.P_TARGET}
+        if lacking := sorted(self.loss.needs - given):
+            raise ValueError(
+                f"loss {self.loss.name!r} reads {', '.join(lacking)}, which pairs of rollouts have "
+                "not; use dpo, ipo, hinge, dpo_kl or robust"
+            )
+        if Need.P_TARGET in self.loss.needs and not isinstance(source.annotator, ByReward):
+            raise ValueError(
+                f"loss {self.loss.name!r} reads how certain a pair is, which annotator="
+                f"{source.annotator.name} does not say; use annotator=reward, or loss.name=robust "
+                "for a known rate of wrong labels"
+            )
 
     def _check_rollouts(self) -> None:
         if (self.rollouts is not None) != (Need.ROLLOUTS in self.loss.needs):
@@ -219,6 +246,11 @@ class Recipe(Strict):
         ):
             if there:
                 raise ValueError(f"{what} there before training, and rollouts are not; drop it")
+
+    @property
+    def from_prompts(self) -> bool:
+        """Whether rows are prompts alone, whose responses are all made during training."""
+        return self.data.online_rows == "prompts" or self.rollouts is not None
 
     def reference_kind(self) -> ReferenceKind:
         """`reference` with auto decided."""

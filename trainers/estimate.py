@@ -155,7 +155,7 @@ def row_tokens(recipe: Recipe, loaded: Preparer) -> RowTokens:
         source = f"{limit} for each condition: {known}; {data.path} is not there yet"
         return RowTokens(mean=limit * conditions, longest=limit * conditions, source=source)
     dataset = open_dataset(data.path)
-    check_dataset(dataset, recipe.loss, online=data.online is not None)
+    check_dataset(dataset, recipe.loss, online=data.online_rows)
     limits = TokenLimits(
         max_tokens=data.max_tokens,
         min_response_tokens=data.min_response_tokens,

@@ -78,7 +78,7 @@ def train(recipe: Recipe | ImageRecipe) -> Iterator[Event]:
     if isinstance(recipe, ImageRecipe):
         check_images(dataset, recipe)
     else:
-        check_dataset(dataset, recipe.loss, online=recipe.data.online is not None)
+        check_dataset(dataset, recipe.loss, online=recipe.data.online_rows)
     check_trackers(recipe.run.trackers)
     if recipe.optim.optimizer == "adamw_8bit":
         check_8bit()
@@ -169,7 +169,7 @@ def _train(
             grad_norm=0.0 if skipped else grad_norm,
             steps=1,
             rows=len(places) * parts.items,
-            tokens=parts.survey.num_tokens(places) + counts.get("response_tokens", 0),
+            tokens=parts.survey.num_tokens(places),
             seconds=time.perf_counter() - started,
         )
         if done % recipe.run.log_every_steps == 0 or done == parts.num_steps:
@@ -195,8 +195,8 @@ def _train(
 
     with whole_folder(accelerator, run.model) as folder:
         save_model(accelerator, parts.policy, folder, average)
-    if rollouts is not None:
-        rollouts.close()
+    if parts.online is not None:
+        parts.online.close()
     if tracker is not None:
         tracker.close()
         run.write("run.json", parts.summary)

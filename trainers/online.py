@@ -4,10 +4,13 @@
                 picture (Online-BDHS, arXiv 2407.02477); log-probabilities use the clean picture
     annotated   both responses are samples of the current policy, and an annotator says which is
                 the better one (Online-DPO)
+    rollouts    the dataset holds prompts alone, whose responses are all the policy's own: see
+                trainers/rollout_pairs.py
 
-and either replaces the dataset's own pair, is averaged with it (Avg-DPO: gamma L(offline) +
-(1 - gamma) L(online), an average of losses), or takes turns with it by the toss of a coin for each
-row (Mixed-DPO). Everything random depends on (run.seed, step, id), so a resumed run repeats it.
+One of the first two either replaces the dataset's own pair, is averaged with it (Avg-DPO: gamma
+L(offline) + (1 - gamma) L(online), an average of losses), or takes turns with it by the toss of a
+coin for each row (Mixed-DPO). Everything random depends on (run.seed, step, id), so a resumed run
+repeats it.
 """
 
 from __future__ import annotations
@@ -16,41 +19,24 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, model_validator
 
 from mmalign.config import Strict
-from mmalign.generate.base import Request, Sampling
-from mmalign.generate.server import ServerConfig
+from mmalign.generate.base import Request
 from mmalign.hallucinate import Bias, BiasItem, sample_negatives
-from mmalign.models.load import ModelConfig, Policy
+from mmalign.models.load import Policy
 from mmalign.prepare import RowDropped
-from mmalign.records import Preference, prompt_text
-from mmalign.similarity import OverlapMeasure, SentenceMeasure
+from mmalign.records import Preference
 from mmalign.spans import differing_spans
+from trainers.annotators import ByAnswer, ByJudge, ByReward, annotator_of, verdicts
+from trainers.decoding import Decoding, evaluating
 from trainers.objectives.base import Objective, PreparedRow, RowPair
+from trainers.rollout_pairs import OnlineRollouts
 
 if TYPE_CHECKING:
     from mmalign.generate.local import LocalGenerator
-
-
-class Decoding(Strict):
-    """How the policy samples."""
-
-    temperature: NonNegativeFloat = 1.0
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    max_new_tokens: PositiveInt = 256
-    batch_size: PositiveInt = 16
-
-    def sampling(self, seed: int) -> Sampling:
-        """With this seed."""
-        return Sampling(
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            seed=seed,
-        )
 
 
 class OnlineBDHS(Strict):
@@ -59,30 +45,6 @@ class OnlineBDHS(Strict):
     name: Literal["bdhs"] = "bdhs"
     bias: Bias = Bias()
     decoding: Decoding = Decoding()
-
-
-class ByAnswer(Strict):
-    """The better response is the one more like the dataset's chosen one."""
-
-    name: Literal["answer"] = "answer"
-    similarity: Annotated[OverlapMeasure | SentenceMeasure, Field(discriminator="name")] = (
-        OverlapMeasure()
-    )
-
-
-class ByReward(Strict):
-    """The better response is the one with the higher reward."""
-
-    name: Literal["reward"] = "reward"
-    model: ModelConfig
-    batch_size: PositiveInt = 16
-
-
-class ByJudge(Strict):
-    """The better response is the one that a judge on a server ranks first."""
-
-    name: Literal["judge"] = "judge"
-    server: ServerConfig
 
 
 class OnlineSamples(Strict):
@@ -116,18 +78,19 @@ class Coin(Strict):
 class Online(Strict):
     """Where new pairs come from during training, and what becomes of the dataset's own."""
 
-    source: Annotated[OnlineBDHS | OnlineSamples, Field(discriminator="name")] = OnlineBDHS()
+    source: Annotated[OnlineBDHS | OnlineSamples | OnlineRollouts, Field(discriminator="name")] = (
+        OnlineBDHS()
+    )
     use: Annotated[Replace | Average | Coin, Field(discriminator="name")] = Replace()
 
-
-class Annotator(Protocol):
-    """Says which of two responses is better."""
-
-    def prefer(
-        self, rows: Sequence[Preference], pairs: Sequence[tuple[str, str]], tag: str
-    ) -> list[int | None]:
-        """0 or 1 for each pair, None where there is no telling."""
-        ...
+    @model_validator(mode="after")
+    def _prompts_have_no_pair(self) -> Online:
+        if isinstance(self.source, OnlineRollouts) and not isinstance(self.use, Replace):
+            raise ValueError(
+                f"use={self.use.name} needs a pair of the dataset's own, and source=rollouts is "
+                "for prompts alone; drop use"
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +128,9 @@ class OnlinePairs:
                 rows.append(without_weight(row) if new is None else new)
         return rows
 
+    def close(self) -> None:
+        """Nothing was started."""
+
     def _tossed(self, step: int, id: str, p: float) -> bool:
         """Whether this row gets a new pair at this step."""
         return random.Random(f"{self.seed}/{step}/{id}/coin").random() >= p
@@ -175,14 +141,10 @@ class OnlinePairs:
             return []
         # At the first step the draws are those of the builder with the same seed.
         tag = f"step{step}" if step else ""
-        was_training = self.policy.model.training
-        self.policy.model.eval()
-        try:
-            source = self.config.source
-            make = self._biased if isinstance(source, OnlineBDHS) else self._sampled
+        source = self.config.source
+        make = self._biased if isinstance(source, OnlineBDHS) else self._sampled
+        with evaluating(self.policy.model):
             made = make(records, tag)
-        finally:
-            self.policy.model.train(was_training)
         return [None if record is None else self._prepared(record) for record in made]
 
     def _prepared(self, record: Preference) -> PreparedRow | None:
@@ -235,18 +197,14 @@ class OnlinePairs:
             for number in (1, 2)
         ]
         replies = self.generator.generate(requests, source.decoding.sampling(self.seed))
-        texts = [reply.text.strip() if reply.finished else "" for reply in replies]
-        pairs = list(zip(texts[::2], texts[1::2], strict=True))
+        pairs = list(zip(replies[::2], replies[1::2], strict=True))
+        made: list[Preference | None] = []
         # Equal, empty and cut samples make no pair; nobody need be asked about them.
-        open_rows = [i for i, (one, other) in enumerate(pairs) if one and other and one != other]
-        verdicts = self.judge.prefer(
-            [records[i] for i in open_rows], [pairs[i] for i in open_rows], tag
-        )
-        made: list[Preference | None] = [None] * len(records)
-        for i, better in zip(open_rows, verdicts, strict=True):
-            if better is not None:
-                chosen, rejected = pairs[i][better], pairs[i][1 - better]
-                made[i] = replace(records[i], chosen=chosen, rejected=rejected, score_gap=None)
+        found = verdicts(self.judge, records, pairs, tag)
+        for record, pair, verdict in zip(records, pairs, found, strict=True):
+            sides = (pair[verdict.chosen].text.strip(), pair[verdict.rejected].text.strip())
+            new = replace(record, chosen=sides[0], rejected=sides[1], score_gap=None)
+            made.append(new if verdict.reason == "ok" else None)
         return made
 
 
@@ -291,6 +249,7 @@ def online_pairs(
     from mmalign.generate.local import LocalGenerator
 
     source = config.source
+    assert not isinstance(source, OnlineRollouts)
     batch_size = source.decoding.batch_size
     if isinstance(source, OnlineBDHS):
         judge: Any = source.bias.similarity.load()
@@ -305,90 +264,3 @@ def online_pairs(
         media_root=media_root,
         seed=seed,
     )
-
-
-def annotator_of(config: ByAnswer | ByReward | ByJudge, media_root: Path) -> Annotator:
-    """The annotator that a config names, with its model loaded."""
-    if isinstance(config, ByAnswer):
-        return _AnswerAnnotator(config.similarity.load())
-    if isinstance(config, ByReward):
-        from mmalign.reward import RewardModel
-
-        loaded = RewardModel.from_checkpoint(config.model, batch_size=config.batch_size)
-        return _RewardAnnotator(loaded, media_root)
-    from mmalign.judge import Judge
-
-    return _JudgeAnnotator(Judge(config.server.load()), media_root)
-
-
-@dataclass(frozen=True)
-class _AnswerAnnotator:
-    similarity: Any
-
-    def prefer(
-        self, rows: Sequence[Preference], pairs: Sequence[tuple[str, str]], tag: str
-    ) -> list[int | None]:
-        answers = [row.chosen for row in rows]
-        first, second = (
-            self.similarity(answers, [pair[side] for pair in pairs]) for side in (0, 1)
-        )
-        return [_first_if_higher(a, b) for a, b in zip(first, second, strict=True)]
-
-
-@dataclass(frozen=True)
-class _RewardAnnotator:
-    model: Any
-    media_root: Path
-
-    def prefer(
-        self, rows: Sequence[Preference], pairs: Sequence[tuple[str, str]], tag: str
-    ) -> list[int | None]:
-        from mmalign.reward import Judgement
-
-        items = [
-            Judgement(
-                id=f"{tag}/{row.id}/{side}",
-                prompt=row.prompt,
-                response=pair[side],
-                images=row.images,
-                videos=row.videos,
-                media_root=self.media_root,
-            )
-            for row, pair in zip(rows, pairs, strict=True)
-            for side in (0, 1)
-        ]
-        rewards = [judged.reward for judged in self.model.judge(items)]
-        return [_first_if_higher(a, b) for a, b in zip(rewards[::2], rewards[1::2], strict=True)]
-
-
-@dataclass(frozen=True)
-class _JudgeAnnotator:
-    judge: Any
-    media_root: Path
-
-    def prefer(
-        self, rows: Sequence[Preference], pairs: Sequence[tuple[str, str]], tag: str
-    ) -> list[int | None]:
-        from mmalign.judge import Contest
-
-        rulings = self.judge.rank(
-            [
-                Contest(
-                    id=f"{tag}/{row.id}",
-                    question=prompt_text(row.prompt),
-                    responses=pair,
-                    images=row.images,
-                    media_root=self.media_root,
-                )
-                for row, pair in zip(rows, pairs, strict=True)
-            ]
-        )
-        # Rank 0 is the best.
-        return [
-            None if r.value is None else _first_if_higher(-r.value.ranks[0], -r.value.ranks[1])
-            for r in rulings
-        ]
-
-
-def _first_if_higher(one: float, other: float) -> int | None:
-    return None if one == other else int(other > one)

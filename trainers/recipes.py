@@ -39,11 +39,13 @@ def load_text_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             fix="start it with `mmalign train`",
         )
     recipe = validate(data, Recipe, str(path))
-    if recipe.rollouts is not None:
+    if recipe.from_prompts:
         raise ConfigError(
             "is for responses that are there before training; those of rollouts are not",
             where=str(path),
-            got=f"loss.name={recipe.loss.name}",
+            got="data.online.source.name=rollouts"
+            if recipe.rollouts is None
+            else f"loss.name={recipe.loss.name}",
             fix="start it with `mmalign train`",
         )
     return recipe

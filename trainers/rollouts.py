@@ -21,17 +21,17 @@ from torch import Tensor
 
 from mmalign.config import Strict
 from mmalign.errors import TrainingError
-from mmalign.generate.base import Request
 from mmalign.log import get_logger
 from mmalign.losses.rollout import RolloutLossConfig, informative
 from mmalign.records import Verifiable
-from mmalign.rewards import Rewards, RewardsConfig, Rollout
+from mmalign.rewards import Rewards, RewardsConfig
 from mmalign.scores import RolloutTable, RolloutTotals, TokenScores
 from mmalign.scoring.candidates import Candidate
 from mmalign.store import write_atomically
 from mmalign.verify import check_extras
+from trainers.decoding import Decoding
+from trainers.groups import group_requests, reply_counts, reward_counts, rollouts_of
 from trainers.objectives.base import PreparedRow
-from trainers.online import Decoding
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -129,7 +129,7 @@ class RolloutSource:
             num_tokens=max(1.0, counts["response_tokens"]),
             max_tokens=self.config.decoding.max_new_tokens,
         )
-        return batches, totals, counts
+        return batches, totals, counts | {"sampled_tokens": counts["response_tokens"]}
 
     def _batches(self, step: int) -> tuple[list[Batch], dict[str, float]]:
         first = step - step % self.config.steps
@@ -231,15 +231,14 @@ class RolloutSource:
             key: self.rows.dataset[number] for key, number in numbers.items()
         }
         requests = [
-            Request(
-                id=f"step{first}/{tag}{step}/{place}/{record.id}/{turn}",
-                prompt=record.prompt,
-                images=record.images,
-                videos=record.videos,
-                media_root=self.rows.dataset.media_root,
-            )
+            request
             for (step, place), record in records.items()
-            for turn in range(self.config.group_size)
+            for request in group_requests(
+                record,
+                f"step{first}/{tag}{step}/{place}/{record.id}",
+                self.config.group_size,
+                self.rows.dataset.media_root,
+            )
         ]
         made = self.generator.generate(requests, self.config.decoding.sampling(self.seed))
         size = self.config.group_size
@@ -251,29 +250,12 @@ class RolloutSource:
 
     def _judged(self, number: int, record: Verifiable, replies: Sequence[Any]) -> Group:
         """Rewards and advantages of one prompt's responses."""
-        rollouts = [
-            Rollout(
-                id=str(turn),
-                row=record,
-                text=reply.text,
-                num_tokens=len(reply.token_ids),
-                finished=reply.finished,
-            )
-            for turn, reply in enumerate(replies)
-        ]
-        scored = self.rewards.score(rollouts)
+        scored = self.rewards.score(rollouts_of(record, replies))
         totals = torch.tensor([[one.total for one in scored]], dtype=torch.float64)
         telling = [one.parts.get("accuracy", one.total) for one in scored]
         dull = not bool(informative(torch.tensor([telling]))[0])
-        counts = {
-            "reward": float(totals.sum()),
-            "response_tokens": float(sum(len(reply.token_ids) for reply in replies)),
-            "finished": float(sum(reply.finished for reply in replies)),
-            "undecided": float(sum(one.undecided for one in scored)),
-            "uninformative": float(dull * len(replies)),
-        }
-        for name in scored[0].parts:
-            counts[f"reward/{name}"] = float(sum(one.parts[name] for one in scored))
+        counts = reply_counts(replies) | reward_counts(scored)
+        counts["uninformative"] = float(dull * len(replies))
         return Group(
             number=number,
             row=self._with_responses(number, [list(reply.token_ids) for reply in replies]),

@@ -35,6 +35,7 @@ from trainers.optim import build_optimizer
 from trainers.precision import AUTOCAST, check_precision, in_precision
 from trainers.reference import Reference, adapter_off, fingerprint, frozen_copy
 from trainers.reference_cache import cached, check_cache, open_cache
+from trainers.rollout_pairs import OnlineRollouts, RolloutPairs, rollout_pairs
 from trainers.rollouts import RolloutSource, rollout_source
 from trainers.rows import Batch, Rows, Survey
 from trainers.sampler import Sampler, share_of, total_steps
@@ -76,7 +77,7 @@ class Parts:
     kl: bool
     unit: str
     summary: dict[str, Any]
-    online: OnlinePairs | RolloutSource | None
+    online: OnlinePairs | RolloutPairs | RolloutSource | None
     memory: Watch
     items: int = 1
     average: None = None
@@ -100,7 +101,7 @@ class Parts:
         made before the first is scored.
         """
         assert self.online is not None
-        if isinstance(self.online, RolloutSource):
+        if isinstance(self.online, RolloutSource | RolloutPairs):
             return self.online.step(step)
         batches, tokens = [], 0.0
         for places in self.cuts(step):
@@ -257,7 +258,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         unit=objective.unit,
         memory=memory,
         online=None
-        if online is None
+        if online is None or isinstance(online.source, OnlineRollouts)
         else online_pairs(online, policy, objective, dataset.media_root, recipe.run.seed),
         summary=summary_of(
             dataset,
@@ -268,11 +269,12 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
             packages=("mmalign", "torch", "transformers", "peft"),
         ),
     )
+    own = (recipe, policy, rows, survey, parts.sampler, accelerator)
+    if online is not None and isinstance(online.source, OnlineRollouts):
+        return replace(parts, online=rollout_pairs(online.source, *own, parts.cuts))
     if rollouts is None:
         return parts
-    source = rollout_source(
-        rollouts, recipe, policy, rows, survey, parts.sampler, accelerator, scorer, parts.cuts
-    )
+    source = rollout_source(rollouts, *own, scorer, parts.cuts)
     return replace(parts, online=source, items=rollouts.group_size)
 
 

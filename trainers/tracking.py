@@ -46,7 +46,9 @@ class Window:
         """
         sums = dict(self.sums)
         steps, rows = sums.pop("steps"), sums.pop("rows")
-        seconds, tokens = sums.pop("seconds"), sums.pop("tokens")
+        seconds = sums.pop("seconds")
+        # Those that were sampled during training are none of the dataset's.
+        tokens = sums.pop("tokens") + sums.pop("sampled_tokens", 0.0)
         metrics = {"loss": sums.pop("loss") / steps, "lr": lr}
         skipped = {name: sums.pop(name) for name in ("skipped_steps",) if name in sums}
         taken = steps - sum(skipped.values())

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -41,6 +41,10 @@ COLUMNS = {
     Need.RATIONALE: CRITIQUE_BUILDER,
     Need.CRITIQUES: CRITIQUE_BUILDER,
 }
+
+# What a dataset's rows are where pairs are made during training: pairs of their own, which new
+# ones replace or join, or prompts alone.
+OnlineRows = Literal["pairs", "prompts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,13 +136,15 @@ def objective_for(
     from trainers.objectives.pair import PairObjective
     from trainers.objectives.ranking import RankingObjective
     from trainers.objectives.reward import RewardObjective
-    from trainers.objectives.rollout import RolloutObjective
+    from trainers.objectives.rollout import RolloutObjective, RolloutPairObjective
     from trainers.objectives.sft import SFTObjective
 
     if kind is Ranking:
         return RankingObjective(preparer, media_root, needs=loss.needs)
     if Need.ROLLOUTS in loss.needs:
         return RolloutObjective(preparer, media_root)
+    if kind is Verifiable:
+        return RolloutPairObjective(preparer, media_root)
     if Need.REWARD_HEAD in loss.needs:
         return RewardObjective(preparer, media_root, critiques=Need.CRITIQUES in loss.needs)
     if Need.REJECTED not in loss.needs:
@@ -204,30 +210,32 @@ def table(rows: Sequence[PreparedRow]) -> PairTable:
     )
 
 
-def check_dataset(dataset: Dataset[Any], loss: Loss, *, online: bool = False) -> None:
+def check_dataset(dataset: Dataset[Any], loss: Loss, *, online: OnlineRows | None = None) -> None:
     """Raise SchemaMismatch where no row has what the loss needs. Runs before a model is loaded.
 
-    online: whether new pairs will be made beside the dataset's own during training.
+    online: what rows are to the pairs that are made during training, if any are.
     """
     from trainers.objectives.ranking import check_rankings
 
     if dataset.kind is Ranking:
-        check_rankings(dataset, loss, online=online)
+        check_rankings(dataset, loss, online=online is not None)
         return
+    prompts = online == "prompts" or Need.ROLLOUTS in loss.needs
     kinds: tuple[type[Any], ...] = (Example, Preference)
-    if Need.ROLLOUTS in loss.needs:
+    if prompts:
         kinds = (Verifiable,)
     elif Need.REJECTED in loss.needs:
         kinds = (Preference,)
     if dataset.kind not in kinds:
         raise SchemaMismatch(
-            f"loss {loss.name!r} cannot train on {dataset.manifest.kind} records",
+            f"loss {loss.name!r} cannot train on {dataset.manifest.kind} records"
+            + " by pairs of rollouts" * (online == "prompts"),
             where=str(dataset.path),
             wanted=" or ".join(kind_name(kind) for kind in kinds),
-            fix="import prompts with answers that a program can check, or choose another loss"
-            if Need.ROLLOUTS in loss.needs
-            else f"build it with {COLUMNS[Need.REJECTED]}, or choose another loss",
+            fix=_other_kind(loss, dataset.kind, prompts=prompts),
         )
+    if prompts:
+        return
     for need in sorted(loss.needs & COLUMNS.keys()):
         # None and the empty list mean "not given"; a score gap of 0.0 is given. A phrase may be
         # on one side only.
@@ -239,6 +247,20 @@ def check_dataset(dataset: Dataset[Any], loss: Loss, *, online: bool = False) ->
                 fix=f"build the dataset with {COLUMNS[need]}, or choose a loss that does not "
                 "need it",
             )
+
+
+def _other_kind(loss: Loss, kind: type[Any], *, prompts: bool) -> str:
+    """What to do about a dataset of another kind than the loss trains on."""
+    if Need.ROLLOUTS in loss.needs:
+        return "import prompts with answers that a program can check, or choose another loss"
+    if prompts:
+        return (
+            "import prompts with answers that a program can check, or sample on this dataset's own "
+            "prompts: data.online.source.name=annotated"
+        )
+    if kind is Verifiable and Need.REJECTED in loss.needs:
+        return "make pairs of rollouts: data.online.source.name=rollouts; or choose another loss"
+    return f"build it with {COLUMNS[Need.REJECTED]}, or choose another loss"
 
 
 def fitted(loss: Loss, dataset: Dataset[Any]) -> Loss:

@@ -33,3 +33,9 @@ class RolloutObjective:
             id=record.id,
         )
         return PreparedRow(id=record.id, conditions=(condition,), candidates=(), pairs=())
+
+
+class RolloutPairObjective(RolloutObjective):
+    """The same prompts, where two of the responses become a pair; see trainers/rollout_pairs.py."""
+
+    unit = "pairs"
