@@ -22,6 +22,7 @@ from mmalign.scoring.plan import Layout
 from trainers.annotators import ByReward
 from trainers.objectives.base import OnlineRows
 from trainers.online import Online
+from trainers.probe import ProbeConfig
 from trainers.rollout_pairs import OnlineRollouts
 from trainers.rollouts import Rollouts
 
@@ -131,6 +132,7 @@ class Recipe(Strict):
 
     features: where given, pictures go through the tower once and their features are stored.
     rollouts: what losses over rollouts are given; without such a loss there are none.
+    probe: questions that the policy answers during training.
     """
 
     model: ModelConfig
@@ -140,6 +142,7 @@ class Recipe(Strict):
     reference_cache: Path | None = None
     features: FeaturesConfig | None = None
     rollouts: Rollouts | None = None
+    probe: ProbeConfig | None = None
     scorer: ScorerConfig = ScorerConfig()
     optim: OptimConfig
     run: RunConfig
@@ -170,6 +173,11 @@ class Recipe(Strict):
         if self.data.online is not None:
             self._check_online()
         self._check_rollouts()
+        if self.probe is not None and Need.REWARD_HEAD in self.loss.needs:
+            raise ValueError(
+                f"probe asks the policy for answers, and loss {self.loss.name!r} trains a reward "
+                "model; drop it"
+            )
         if self.model.reward_head is not None and Need.REWARD_HEAD not in self.loss.needs:
             raise ValueError(
                 f"model.reward_head asks for a reward head, which loss {self.loss.name!r} does not "
