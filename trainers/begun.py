@@ -15,10 +15,13 @@ from mmalign.store import Dataset, write_atomically
 from trainers.config import Recipe
 from trainers.directory import RunDirectory, damaged
 from trainers.images.config import ImageRecipe
+from trainers.origin import origin_of
 from trainers.reference import fingerprint
 from trainers.rows import Rows, Survey
 
 START = "start.json"
+# Where start.json and run.json name the weights that a run began from.
+ORIGIN = "weights"
 
 
 def check_unmoved(run: RunDirectory, dataset: Dataset[Any], facts: Mapping[str, str]) -> bool:
@@ -83,7 +86,8 @@ def started_from(
     """The rows that can be used; what the run began from is written down.
 
     A resumed run takes them from start.json. Raises TrainingError where dataset, pictures or
-    initial policy are no longer the ones its checkpoints were trained from.
+    initial policy are no longer the ones its checkpoints were trained from, and where the policy
+    is not the one that `recipe.start_from` asks for.
     """
     facts = {
         "dataset": dataset.manifest.content_hash,
@@ -95,8 +99,9 @@ def started_from(
         survey = _read_survey(run, run.read(START))
         if survey is not None:
             return survey
+    weights = origin_of(recipe, policy, accelerator)
     survey = rows.survey(accelerator)
-    write_start(run, recipe, facts, survey, accelerator)
+    write_start(run, recipe, {**facts, ORIGIN: weights}, survey, accelerator)
     return survey
 
 

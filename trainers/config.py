@@ -28,6 +28,8 @@ from trainers.rollouts import Rollouts
 
 Fraction = float
 Precision = Literal["float32", "bf16", "fp16"]
+# What a hash of weights begins with, in start.json and in start_from.
+HASH_PREFIX = "weights:"
 ReferenceKind = Literal["adapter_off", "frozen_copy", "cached"]
 
 
@@ -133,9 +135,12 @@ class Recipe(Strict):
     features: where given, pictures go through the tower once and their features are stored.
     rollouts: what losses over rollouts are given; without such a loss there are none.
     probe: questions that the policy answers during training.
+    start_from: the weights that model.path must hold: a folder, a hub name, or the hash that the
+        start.json of a run tells. Another model is refused.
     """
 
     model: ModelConfig
+    start_from: str | None = None
     data: DataConfig
     loss: Loss
     reference: Literal["auto"] | ReferenceKind = "auto"

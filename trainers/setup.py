@@ -24,7 +24,7 @@ from mmalign.scoring.planner import planner_of
 from mmalign.scoring.scorer import Scorer
 from mmalign.store import Dataset
 from trainers.advice import Watch
-from trainers.begun import started_from, summary_of
+from trainers.begun import ORIGIN, START, started_from, summary_of
 from trainers.config import Recipe
 from trainers.directory import RunDirectory
 from trainers.features import check_features, make_features, open_features
@@ -279,7 +279,8 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
             reference=kind,
             processes=world,
             packages=("mmalign", "torch", "transformers", "peft"),
-        ),
+        )
+        | {ORIGIN: run.read(START).get(ORIGIN)},
     )
     own = (recipe, policy, rows, survey, parts.sampler, accelerator)
     if online is not None and isinstance(online.source, OnlineRollouts):
