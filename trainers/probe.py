@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from mmalign.records import Verifiable
 from mmalign.rewards import FormatReward, Rollout
 from mmalign.store import Dataset, open_dataset, write_atomically
 from mmalign.verify import Verifiers, check_extras, truth_problem
-from trainers.online import Decoding
+from trainers.decoding import Decoding, evaluating
 from trainers.randomness import untouched_randomness
 
 if TYPE_CHECKING:
@@ -169,16 +169,13 @@ class Probe:
     @contextmanager
     def _asking(self) -> Iterator[Verifiers]:
         """The model as it answers, and all as before afterwards."""
-        model, device = self.policy.model, self.accelerator.device.type
-        training = model.training
-        with ExitStack() as stack:
-            stack.enter_context(untouched_randomness())
-            enabled = self.autocast is not None
-            stack.enter_context(torch.autocast(device, self.autocast, enabled=enabled))
-            timeout = self.config.math_timeout_seconds
-            verifiers = stack.enter_context(Verifiers(math_timeout_seconds=timeout))
-            model.eval()
-            stack.callback(model.train, training)
+        device, enabled = self.accelerator.device.type, self.autocast is not None
+        with (
+            untouched_randomness(),
+            evaluating(self.policy.model),
+            torch.autocast(device, self.autocast, enabled=enabled),
+            Verifiers(math_timeout_seconds=self.config.math_timeout_seconds) as verifiers,
+        ):
             yield verifiers
 
     def _answered(

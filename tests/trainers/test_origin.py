@@ -1,4 +1,4 @@
-"""The weights that a run starts from: told always, and refused where they are not those asked for."""
+"""Which weights a run starts from: told always, and refused where they are the wrong ones."""
 
 from __future__ import annotations
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmalign.config import dump_yaml, validate
+from mmalign.config import validate
 from mmalign.errors import ConfigError, MediaError, SchemaMismatch, TrainingError
 from mmalign.generate.base import Generation
 from mmalign.generate.local import LocalGenerator
@@ -245,7 +242,7 @@ def test_without_questions_out_of_distribution_there_is_no_factor(made, probe, m
     assert not (recipe.run.output / "probe" / "first.json").exists()
 
 
-def test_bad_input_is_told_before_training(made, probe, asked, pairs, tmp_path, monkeypatch):
+def test_bad_input_is_told_before_training(made, probe, asked, pairs, tmp_path):
     probe["id"]["num_rows"] = 11
     with pytest.raises(SchemaMismatch, match=r"probe.id asks for more rows .*got 10 rows"):
         list(train(made("sft", probe=probe)))
@@ -260,30 +257,3 @@ def test_bad_input_is_told_before_training(made, probe, asked, pairs, tmp_path, 
     values = made("sft", probe=probe).model_dump(mode="json") | {"loss": {"name": "reward"}}
     with pytest.raises(ConfigError, match="loss 'reward' trains a reward model"):
         validate(values, Recipe, "test")
-    monkeypatch.setattr("trainers.setup.in_pieces", lambda accelerator: True)
-    with pytest.raises(TrainingError, match="probe asks the policy for answers, whose weights are"):
-        list(train(made("sft", "pieces", probe=probe)))
-
-
-def test_two_processes_find_what_one_does(made, probe, tmp_path):
-    """Five questions of a kind over two processes: one has more of them than the other."""
-    probe["ood"]["num_rows"] = 5
-    one = made("sft", "one", probe=probe, reference="auto")
-    events = [e.metrics for e in train(one) if isinstance(e, Validated)]
-    file = tmp_path / "recipe.yaml"
-    file.write_text(dump_yaml(one))
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--main_process_port", "0", "-m", "trainers"]
-    done = subprocess.run(
-        [sys.executable, *launch, str(file), f"run.output={tmp_path / 'two'}"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    told = [json.loads(x) for x in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
-    told = [line for line in told if "probe/id/format" in line]
-    assert [line.pop("step") for line in told] == [0, 2, 3]
-    assert told == [pytest.approx(metrics) for metrics in events]
