@@ -27,6 +27,7 @@ from evals.report import (
     suite_title,
 )
 from evals.report_pictures import add_pictures, add_samples
+from evals.report_probes import add_probes
 from evals.report_scenes import add_scenes
 from mmalign.report.page import Kind, Marked, Page
 from mmalign.store import write_atomically
@@ -190,6 +191,7 @@ def _page(report: Report) -> Page:
         for grid in grids:
             page.table(grid.columns, grid.rows, grid.caption)
     _add_curves(page, report)
+    add_probes(page, report)
     add_scenes(page, report)
     add_pictures(page, report)
     add_samples(page, report)

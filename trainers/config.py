@@ -22,11 +22,14 @@ from mmalign.scoring.plan import Layout
 from trainers.annotators import ByReward
 from trainers.objectives.base import OnlineRows
 from trainers.online import Online
+from trainers.probe import ProbeConfig
 from trainers.rollout_pairs import OnlineRollouts
 from trainers.rollouts import Rollouts
 
 Fraction = float
 Precision = Literal["float32", "bf16", "fp16"]
+# What a hash of weights begins with, in start.json and in start_from.
+HASH_PREFIX = "weights:"
 ReferenceKind = Literal["adapter_off", "frozen_copy", "cached"]
 
 
@@ -131,15 +134,20 @@ class Recipe(Strict):
 
     features: where given, pictures go through the tower once and their features are stored.
     rollouts: what losses over rollouts are given; without such a loss there are none.
+    probe: questions that the policy answers during training.
+    start_from: the weights that model.path must hold: a folder, a hub name, or the hash that the
+        start.json of a run tells. Another model is refused.
     """
 
     model: ModelConfig
+    start_from: str | None = None
     data: DataConfig
     loss: Loss
     reference: Literal["auto"] | ReferenceKind = "auto"
     reference_cache: Path | None = None
     features: FeaturesConfig | None = None
     rollouts: Rollouts | None = None
+    probe: ProbeConfig | None = None
     scorer: ScorerConfig = ScorerConfig()
     optim: OptimConfig
     run: RunConfig
@@ -170,6 +178,11 @@ class Recipe(Strict):
         if self.data.online is not None:
             self._check_online()
         self._check_rollouts()
+        if self.probe is not None and Need.REWARD_HEAD in self.loss.needs:
+            raise ValueError(
+                f"probe asks the policy for answers, and loss {self.loss.name!r} trains a reward "
+                "model; drop it"
+            )
         if self.model.reward_head is not None and Need.REWARD_HEAD not in self.loss.needs:
             raise ValueError(
                 f"model.reward_head asks for a reward head, which loss {self.loss.name!r} does not "

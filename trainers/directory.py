@@ -5,6 +5,7 @@ runs/rdpo/
   start.json                what the run started from: dataset, pictures, policy, rows used, dropped
   metrics.jsonl             one line per log step
   samples/step-000500/      pictures of an image run's `validation`
+  probe/                    some of the answers that `probe` asks for
   checkpoints/step-000100/  model/ (loads with from_pretrained), state/, recipe.yaml,
                             checkpoint.json (written last)
   model/                    the final model
@@ -39,7 +40,7 @@ logger = get_logger("trainers.directory")
 FREE = {
     "run.output", "run.resume", "run.keep_last", "run.save_every_steps", "run.log_every_steps",
     "run.trackers", "data.workers", "data.cache_mb", "reference_cache",
-    "features.cap_gb", "features.folder", "validation",
+    "features.cap_gb", "features.folder", "validation", "probe",
 }  # fmt: skip
 
 

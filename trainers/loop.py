@@ -11,9 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,6 +26,7 @@ from mmalign.store import open_dataset
 from trainers.checkpoint import Position, load_checkpoint, save_checkpoint, save_model
 from trainers.config import Recipe
 from trainers.directory import RunDirectory, whole_folder
+from trainers.events import Event, Finished, Saved, Stepped, Validated
 from trainers.images.config import ImageRecipe
 from trainers.images.rows import ImageBatch
 from trainers.images.setup import ImageParts, check_images, set_up_images
@@ -40,32 +39,6 @@ from trainers.setup import Parts, set_up
 from trainers.tracking import Tracker, Window, check_trackers
 
 logger = get_logger("trainers.loop")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stepped:
-    """A log line was written; means since the last one, rates per second."""
-
-    step: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """A complete checkpoint stands at `path`."""
-
-    step: int
-    path: Path
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Finished:
-    """The final model stands at `path`, for from_pretrained."""
-
-    path: Path
-
-
-Event = Stepped | Saved | Finished
 
 
 def train(recipe: Recipe | ImageRecipe) -> Iterator[Event]:
@@ -119,7 +92,7 @@ def _train(
         tracker = Tracker(recipe, total_steps=parts.num_steps, position=position)
     batches = parts.batches(first_step=position.step)
     if validation is not None and position.step == 0:
-        validation.show(0, tracker)
+        yield Validated(step=0, metrics=validation.show(0, tracker))
 
     for step in range(position.step, parts.num_steps):
         started = time.perf_counter()
@@ -178,7 +151,7 @@ def _train(
                 tracker.log(done, metrics)
             yield Stepped(step=done, metrics=metrics)
         if validation is not None and validation.due(done, parts.num_steps):
-            validation.show(done, tracker)
+            yield Validated(step=done, metrics=validation.show(done, tracker))
         every = recipe.run.save_every_steps
         if every is not None and done % every == 0 and done < parts.num_steps:
             num_bytes = 0 if tracker is None else tracker.num_bytes()

@@ -101,7 +101,15 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[str]:
 
 
 def weights_hash(model: nn.Module) -> str:
-    """A hash over every byte of the policy that training starts from.
+    """A hash over every byte of the policy that training starts from: `starting_weights`.
+
+    Raises TrainingError where a parameter is not whole.
+    """
+    return tensors_hash(starting_weights(model))
+
+
+def starting_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights that training starts from, by their names without an adapter.
 
     A fresh LoRA adds nothing to the model and does not count, nor does the copy of a part that
     trains beside it: runs with adapters of any rank, and runs without, share their scores.
@@ -126,15 +134,23 @@ def weights_hash(model: nn.Module) -> str:
                 parameter = original
         plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
         counted[plain.replace(COPY, ".")] = parameter
-    return tensors_hash(counted)
+    return counted
 
 
-def tensors_hash(named: Mapping[str, Tensor]) -> str:
-    """A hash over the names and every byte of tensors."""
+def tensors_hash(named: Mapping[str, Tensor], *, widened: bool = False) -> str:
+    """A hash over the names and every byte of tensors.
+
+    widened: tensors of 16 bits count as float32, which holds all their values.
+    """
     # hashlib lets other threads run meanwhile.
     with ThreadPoolExecutor() as threads:
-        hashes = threads.map(_tensor_hash, named.values())
+        hashes = threads.map(_widened_hash if widened else _tensor_hash, named.values())
         return digest_of(dict(zip(named, hashes, strict=True)))
+
+
+def _widened_hash(values: Tensor) -> str:
+    narrow = values.dtype in (torch.bfloat16, torch.float16)
+    return _tensor_hash(values.detach().float() if narrow else values)
 
 
 def _tensor_hash(values: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,22 +24,23 @@ from mmalign.scoring.planner import planner_of
 from mmalign.scoring.scorer import Scorer
 from mmalign.store import Dataset
 from trainers.advice import Watch
-from trainers.begun import START, check_unmoved, summary_of, write_start
+from trainers.begun import ORIGIN, START, started_from, summary_of
 from trainers.config import Recipe
-from trainers.directory import RunDirectory, damaged
+from trainers.directory import RunDirectory
 from trainers.features import check_features, make_features, open_features
 from trainers.memory import model_sizes
 from trainers.objectives.base import objective_for
 from trainers.online import OnlinePairs, online_pairs
 from trainers.optim import build_optimizer
 from trainers.precision import AUTOCAST, check_precision, in_precision
-from trainers.reference import Reference, adapter_off, fingerprint, frozen_copy
+from trainers.probe import Probe, open_questions, probe_of
+from trainers.reference import Reference, adapter_off, frozen_copy
 from trainers.reference_cache import cached, check_cache, open_cache
 from trainers.rollout_pairs import OnlineRollouts, RolloutPairs, rollout_pairs
 from trainers.rollouts import RolloutSource, rollout_source
 from trainers.rows import Batch, Rows, Survey
 from trainers.sampler import Sampler, share_of, total_steps
-from trainers.shards import blank_for, layout_under, load_whole, tell_engine
+from trainers.shards import blank_for, in_pieces, layout_under, load_whole, tell_engine
 from trainers.tracking import part_lines
 
 logger = get_logger("trainers.setup")
@@ -57,7 +58,8 @@ class Parts:
     kl: whether the loss reads the KL against the reference. unit: what a row is called in the log.
     online: what makes pairs or rollouts during training, if anything does. memory: tells what
     would fit. items: what a row counts as in the log.
-    average, validation: what runs over images can have beside them.
+    validation: what is asked of the policy during training, if anything is. average: what runs
+    over images can have.
     summary: what run.json will say.
     """
 
@@ -80,8 +82,8 @@ class Parts:
     online: OnlinePairs | RolloutPairs | RolloutSource | None
     memory: Watch
     items: int = 1
+    validation: Probe | None = None
     average: None = None
-    validation: None = None
 
     def score(self, batch: Batch, frozen: TokenScores | None) -> TokenScores:
         """The policy's scores, with all that the loss reads. frozen: the reference's, if any."""
@@ -145,6 +147,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
     reference is made of the initial policy, and checked to be.
     """
     optim, needs = recipe.optim, recipe.loss.needs
+    questions = [] if recipe.probe is None else open_questions(recipe.probe)
     accelerator = new_accelerator()
     whole = accelerator.distributed_type in WHOLE_POLICY
     check_precision(accelerator, recipe.run.precision, whole=whole)
@@ -187,7 +190,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         check_cache(cache, accelerator)
     if pictures is not None and run.newest is None:
         check_features(pictures, accelerator)
-    survey = _started_from(recipe, run, dataset, policy, rows, accelerator)
+    survey = started_from(recipe, run, dataset, policy, rows, accelerator)
     steps = total_steps(
         num_rows=len(survey.rows),
         batch_size=optim.batch_size,
@@ -228,6 +231,12 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
             got=f"{accelerator.distributed_type.value}",
             fix="use DDP, or one process",
         )
+    if recipe.probe is not None and in_pieces(accelerator):
+        raise TrainingError(
+            "probe asks the policy for answers, whose weights are in pieces",
+            got=f"{accelerator.distributed_type.value}",
+            fix="use DDP or ZeRO-2, or drop probe",
+        )
     logger.info("dataset %s, hash %s", dataset.path, dataset.manifest.content_hash[:12])
     logger.info("%s", survey.describe())
     for line in part_lines(part_table(policy)):
@@ -257,6 +266,9 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         kl=kl,
         unit=objective.unit,
         memory=memory,
+        validation=probe_of(
+            recipe, questions, policy, accelerator, AUTOCAST.get(recipe.run.precision)
+        ),
         online=None
         if online is None or isinstance(online.source, OnlineRollouts)
         else online_pairs(online, policy, objective, dataset.media_root, recipe.run.seed),
@@ -267,7 +279,8 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
             reference=kind,
             processes=world,
             packages=("mmalign", "torch", "transformers", "peft"),
-        ),
+        )
+        | {ORIGIN: run.read(START).get(ORIGIN)},
     )
     own = (recipe, policy, rows, survey, parts.sampler, accelerator)
     if online is not None and isinstance(online.source, OnlineRollouts):
@@ -348,51 +361,3 @@ def _watch(recipe: Recipe, policy: Policy, accelerator: Accelerator, *, packed: 
         token_pixels=None if pixels is None else pixels(config),
         device=accelerator.device,
     )
-
-
-def _started_from(
-    recipe: Recipe,
-    run: RunDirectory,
-    dataset: Dataset[Any],
-    policy: Policy,
-    rows: Rows,
-    accelerator: Accelerator,
-) -> Survey:
-    """The rows that can be used.
-
-    A resumed run takes them from start.json. Raises TrainingError where dataset, pictures or
-    initial policy are no longer the ones its checkpoints were trained from.
-    """
-    facts = {
-        "dataset": dataset.manifest.content_hash,
-        "media": rows.media(accelerator),
-        "policy": fingerprint(policy.model),
-        "recipe": run.recipe_hash,
-    }
-    if check_unmoved(run, dataset, facts):
-        survey = _read_survey(run, run.read(START))
-        if survey is not None:
-            return survey
-    survey = rows.survey(accelerator)
-    write_start(run, recipe, facts, survey, accelerator)
-    return survey
-
-
-def _read_survey(run: RunDirectory, started: Mapping[str, Any]) -> Survey | None:
-    """The survey of an earlier start; None where it has to be made again and still may be.
-
-    Raises TrainingError where checkpoints hang on a survey that is damaged, or of a version that
-    did not look at media.
-    """
-    try:
-        return Survey(**started["survey"])
-    except (KeyError, TypeError):
-        if run.newest is None:
-            return None
-        if "kinds" not in started.get("survey", {"kinds"}):
-            raise TrainingError(
-                "was begun by a version that dealt rows to micro-batches without regard to media",
-                where=str(run.path),
-                fix="finish it with that version, or choose another run.output",
-            ) from None
-        raise damaged(run.path / "start.json", "the survey of its rows is incomplete") from None

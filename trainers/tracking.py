@@ -26,6 +26,7 @@ logger = get_logger("trainers")
 
 # Shown on the console, in this order and under these names; everything else is in the files.
 SHORT = {"loss": "loss", "margin": "margin", "accuracy": "acc", "nll": "nll", "reward": "reward"}
+PROBED = ("/format", "/accuracy")
 
 
 @dataclass(slots=True)
@@ -136,6 +137,11 @@ def console_line(step: int, total_steps: int, metrics: Mapping[str, float]) -> s
         f"{short} {metrics[f'train/{name}']:.4f}"
         for name, short in SHORT.items()
         if f"train/{name}" in metrics
+    ]
+    shown += [
+        f"{name.removeprefix('probe/')} {metrics[name]:.4f}"
+        for name in metrics
+        if name.startswith("gf/") or (name.startswith("probe/") and name.endswith(PROBED))
     ]
     for unit in ("pairs", "examples", "rollouts"):
         if (rate := metrics.get(f"train/{unit}_per_second")) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat
@@ -56,15 +56,21 @@ class PairLoss(BaseModel):
     extra: what does not depend on the label, such as a KL term or an anchor.
     finish: weighs both, averages over the step's rows, and adds
 
-        sft_weight * (token-averaged negative log-likelihood of the chosen responses),
+        sft_weight * (averaged negative log-likelihood of the chosen responses),
 
     the SFT term of RPO (arXiv 2404.19733), which keeps chosen from falling too.
+
+    sft_mean: what it is averaged over.
+        tokens: all chosen tokens of the step, so that a long response counts more.
+        responses: over each response's tokens first, then over pairs, so that all count alike
+            (SPECS, arXiv 2510.25801; LLaMA-Factory's `pref_ftx`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     own_needs: ClassVar[frozenset[Need]] = frozenset({Need.REJECTED, Need.REFERENCE})
     beta: PositiveFloat = 0.1
     sft_weight: NonNegativeFloat = 0.0
+    sft_mean: Literal["tokens", "responses"] = "tokens"
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -117,10 +123,15 @@ class PairLoss(BaseModel):
             metrics[name] = values.detach()
         weight = 1.0 if table.weight is None else table.weight
         nll = chosen_nll(policy, table)
-        metrics["nll"] = (nll / policy.lengths()[table.chosen]).detach()
+        per_token = nll / policy.lengths()[table.chosen]
+        metrics["nll"] = per_token.detach()
         loss = (weight * terms).sum() / totals.num_pairs
         if self.sft_weight:
-            loss = loss + self.sft_weight * (weight * nll).sum() / totals.num_chosen_tokens
+            if self.sft_mean == "responses":
+                sft = (weight * per_token).sum() / totals.num_pairs
+            else:
+                sft = (weight * nll).sum() / totals.num_chosen_tokens
+            loss = loss + self.sft_weight * sft
         return LossOutput(
             loss=loss,
             per_item=terms.detach(),

@@ -211,6 +211,30 @@ def test_curves_cover_every_run(html):
         assert f">{label}</text>" in training
 
 
+def test_probes_are_drawn_with_their_factor_for_each_run_that_has_them(evaluations, tmp_path, html):
+    assert "Form and accuracy during training" not in html
+    for name in ("probed", "bare"):
+        (tmp_path / name).mkdir()
+        rows: list[dict[str, float]] = [{"step": step, "train/loss": 1.0} for step in (1, 2)]
+        if name == "probed":
+            for row, rate in zip(rows, (0.25, 0.5), strict=True):
+                row |= {"probe/id/format": rate, "probe/ood/format": 0.25, "gf/raw": 0.25}
+                row |= {"gf/relative": 0.0, "probe/id/accuracy": rate, "probe/ood/accuracy": 0.5}
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    runs = [
+        {"name": name, "eval": evaluations / "same", "train": tmp_path / name}
+        for name in ("probed", "bare")
+    ]
+    page = build_report(recipe(evaluations, tmp_path / "out", runs=runs)).read_text()
+    form, accuracy = section(page, "Form and accuracy during training").split("<svg")[1:]
+    for label in ("Answers in form, %: probed", "Generalization Factor", "of the gains",
+                  "in distribution", "out of distribution"):  # fmt: skip
+        assert f">{label}</text>" in form
+    assert ">Right answers, %: probed</text>" in accuracy
+    assert ">in distribution</text>" in accuracy
+    assert ">Generalization Factor</text>" not in accuracy
+
+
 def test_a_step_that_a_resumed_run_repeated_counts_once_as_it_went_last(evaluations, tmp_path):
     straight = [{"step": step, "train/loss": step / 2, "train/lr": 0.1} for step in (1, 2, 3)]
     stale = {"step": 2, "train/loss": 9.0}

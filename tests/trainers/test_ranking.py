@@ -133,6 +133,7 @@ def descended(parts: Parts, loss: Any, batch: Batch, totals: Totals) -> tuple[Lo
     "loss",
     [
         {"name": "dpo", "sft_weight": 0.5},
+        {"name": "dpo", "sft_weight": 0.5, "sft_mean": "responses"},
         {"name": "mm_dpo", "k": "fit", "sft_weight": 0.25},
         {"name": "dpo_kl", "alpha": 0.1},
         {"name": "robust", "of": {"name": "mm_dpo", "gap_floor": -3.0}},

@@ -28,7 +28,7 @@ from mmalign.errors import TrainingError
 from mmalign.media import embed
 from mmalign.models.load import ModelConfig, load_policy
 from mmalign.models.tiny import TinyModel, Tower
-from mmalign.records import Media, Preference, user
+from mmalign.records import Media, Preference, Verifiable, user
 from mmalign.store import write_dataset
 from trainers.config import Recipe
 from trainers.loop import Stepped, train
@@ -70,6 +70,17 @@ def mixed_pairs(folder: Path) -> Path:
         )
     write_dataset(folder / "data", Preference, rows, builder="test", media_root=str(folder))
     return folder / "data"
+
+
+def questions(folder: Path) -> dict[str, Any]:
+    """A probe of five questions, so that one process has more of them than the other."""
+    rows = [
+        Verifiable(id=f"row-{n}", prompt=user(f"How many? {n}"), answer="2", verifier="number")
+        for n in range(5)
+    ]
+    write_dataset(folder, Verifiable, rows, builder="test")
+    asked = {"data": str(folder), "num_rows": 5}
+    return {"every_steps": 2, "id": asked, "ood": asked, "decoding": {"max_new_tokens": 8}}
 
 
 def tied_model(folder: Path) -> Path:
@@ -120,6 +131,14 @@ def runs(tiny_model: Path, pairs: Path, tmp_path_factory) -> dict[str, Run]:
             tolerance=1e-2,  # A few values fall on the other side of a 16-bit rounding.
         ),
         "frozen_copy": Run({"model": {"path": str(tiny_model)}}),
+        "probed": Run(
+            {
+                "model": {"path": str(tiny_model)},
+                "loss": {"name": "sft"},
+                "probe": questions(folder / "questions"),
+            },
+            flags="@2",
+        ),
         "mixed": Run(mixed | {"model": {"path": str(clips), "train": PARTS} | frames}),
         # With an adapter on the head too, of which peft saves the whole head.
         "frozen_tower": Run(
@@ -197,8 +216,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def refuses(folder: Path, name: str) -> bool:
-    """Whether this engine has no frozen copy to offer."""
-    return name == "frozen_copy" and any(e in folder.name for e in ("fsdp2", "zero3"))
+    """Whether this engine has no frozen copy to offer, and cannot be probed."""
+    return name in ("frozen_copy", "probed") and any(e in folder.name for e in ("fsdp2", "zero3"))
 
 
 @pytest.mark.parametrize(
@@ -282,6 +301,20 @@ def test_a_frozen_copy_beside_weights_in_pieces_is_refused(together: Path):
         pytest.skip("weights are whole on every process")
     told = (together / "frozen_copy.error").read_text()
     assert "reference=frozen_copy would put a whole copy on every GPU" in told
+
+
+def test_a_probe_finds_on_two_processes_what_it_finds_on_one(alone: Path, together: Path):
+    if refuses(together, "probed"):
+        told = (together / "probed.error").read_text()
+        assert "probe asks the policy for answers, whose weights are in pieces" in told
+        return
+    one, two = (
+        [line for line in lines(folder / "probed") if "probe/id/format" in line]
+        for folder in (alone, together)
+    )
+    assert [line["step"] for line in one] == [0, 2, 3]
+    assert two == [pytest.approx(line) for line in one]
+    assert one[0]["probe/id/response_tokens"] > 0
 
 
 def test_a_gradient_that_is_not_finite_on_one_process_takes_no_step_on_any(together: Path):

@@ -70,8 +70,9 @@ class Validation:
         """Whether pictures are drawn after step `step`, counted from 1."""
         return step % self.config.every_steps == 0 or step == num_steps
 
-    def show(self, step: int, tracker: Tracker | None) -> None:
+    def show(self, step: int, tracker: Tracker | None) -> dict[str, float]:
         """Draw on the main process what does not lie there yet, and show it; others wait.
+        Returns no numbers.
 
         Raises TrainingError where the backbone or the VAE gives numbers that are not finite.
         """
@@ -86,6 +87,7 @@ class Validation:
                 tracker.show(step, self.config.prompts, [Image.open(file) for file in files])
 
         from_first(self.accelerator, make)
+        return {}
 
     @property
     def _settings(self) -> dict[str, Any]:

@@ -48,6 +48,7 @@ LOSSES = {
 }
 # Takes a statistic of the micro-batch, and draws by place in it.
 BATCH = MMDPOBatch(sft_weight=0.5)
+SFT_BY_RESPONSE = DPO(sft_weight=0.5, sft_mean="responses")
 
 
 def name(loss) -> str:
@@ -144,7 +145,7 @@ def test_the_other_label_is_the_negative_margin(loss, seed):
     assert again.loss.item() == here.loss.item()
 
 
-@every_loss
+@pytest.mark.parametrize("loss", [*LOSSES, SFT_BY_RESPONSE], ids=name)
 @given(seed=seeds, num_columns=st.integers(1, 5))
 @few
 def test_padding_changes_nothing(loss, seed, num_columns):
@@ -189,7 +190,8 @@ def test_the_order_of_pairs_changes_nothing(loss, seed):
 @pytest.mark.parametrize(
     "loss",
     [loss for loss in LOSSES if not isinstance(loss, MMDPOBatch)]
-    + [DPO(sft_weight=0.5), MDPO(sft_weight=0.5), SoftLabels(of=MMDPO(sft_weight=0.5))],
+    + [DPO(sft_weight=0.5), SFT_BY_RESPONSE, MDPO(sft_weight=0.5)]
+    + [SoftLabels(of=MMDPO(sft_weight=0.5))],
     ids=name,
 )
 @given(seed=seeds, cut=st.integers(1, NUM_PAIRS - 1))

@@ -71,6 +71,40 @@ def test_dpo_sft_term_is_the_token_mean(reference):
     assert (both.loss - plain.loss).item() == pytest.approx(0.5 * 9.0 / 5.0, abs=1e-6)
 
 
+def test_the_sft_term_may_be_a_mean_over_responses(reference):
+    """SPECS's: at the reference ln 2 + mean of NLL / length, all responses alike."""
+    at_reference = scores(torch.tensor(REFERENCE_SUMS))
+    loss = DPO(sft_weight=1.0, sft_mean="responses")
+    out = loss(at_reference, reference, TABLE, totals_of(reference, TABLE))
+    # nll of chosen: 7.0 over 3 tokens, 2.0 over 2
+    assert out.loss.item() == pytest.approx(math.log(2) + (7 / 3 + 2 / 2) / 2, abs=1e-6)
+    plain = DPO()(at_reference, reference, TABLE, totals_of(reference, TABLE))
+    none = DPO(sft_mean="responses")(at_reference, reference, TABLE, totals_of(reference, TABLE))
+    assert none.loss.item() == plain.loss.item()
+
+
+@pytest.mark.parametrize("mean", ["tokens", "responses"])
+def test_a_response_twice_as_long_weighs_twice_in_a_mean_over_tokens_alone(mean):
+    """One chosen response said twice, beside another pair: its margin doubles either way."""
+
+    def parts(repeat: int) -> tuple[float, float]:
+        lengths = torch.tensor([2 * repeat, 4, 1, 1])
+        mask = torch.arange(4)[None] < lengths[:, None]
+        each = torch.tensor([-0.5, -1.5, -1.0, -1.0])[:, None]
+        policy = TokenScores(logps=torch.where(mask, each, 0.0), mask=mask)
+        ref = TokenScores(logps=torch.where(mask, each - 0.25, 0.0), mask=mask)
+        table = PairTable(chosen=torch.tensor([0, 1]), rejected=torch.tensor([2, 3]))
+        totals = totals_of(policy, table)
+        plain = DPO()(policy, ref, table, totals)
+        both = DPO(sft_weight=1.0, sft_mean=mean)(policy, ref, table, totals)
+        return both.metrics["chosen_logp_change"].item(), (both.loss - plain.loss).item()
+
+    (once, short), (twice, long) = parts(1), parts(2)
+    assert (once, twice) == pytest.approx((0.5 + 1.0, 1.0 + 1.0))
+    assert short == pytest.approx(1.0 if mean == "responses" else 7 / 6, abs=1e-6)
+    assert long == pytest.approx(1.0, abs=1e-6)
+
+
 def test_rdpo_hand_value_and_gradient(reference):
     sums = policy_sums()
     loss = RDPO(beta=0.1, visual_weight=0.5)
@@ -156,7 +190,10 @@ def test_only_differences_of_log_ratios_matter(shift, beta, ratios):
     assert moved.item() == pytest.approx(here.item(), abs=2e-4)
 
 
-@pytest.mark.parametrize("loss", [DPO(sft_weight=0.7), RDPO(sft_weight=0.3), SFT()])
+@pytest.mark.parametrize(
+    "loss",
+    [DPO(sft_weight=0.7), DPO(sft_weight=0.7, sft_mean="responses"), RDPO(sft_weight=0.3), SFT()],
+)
 def test_shares_of_a_step_add_up(reference, loss):
     """A batch cut into micro-batches gives the whole batch's loss, token mean included."""
     policy = scores(policy_sums(requires_grad=False))
