@@ -119,6 +119,11 @@ class Parts:
         totals = Totals(num_pairs=num_pairs, num_chosen_tokens=max(1, int(everywhere)))
         return batches, totals, {}
 
+    def close(self) -> None:
+        """End what was started beside training."""
+        if self.online is not None:
+            self.online.close()
+
     def cuts(self, step: int) -> list[list[int]]:
         """Places of this process's micro-batches."""
         return list(
@@ -205,15 +210,14 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
 
     asked = {"competitor": Need.COMPETITOR in needs, "rewards": Need.REWARD_HEAD in needs}
     kl = Need.KL in needs
+    wanted = asked | {"distributions": kl}
     if recipe.features is not None:
         make_features(recipe.features, rows, survey, scorer, accelerator)
     reference: Reference | None = None
     if kind == "adapter_off":
-        reference = adapter_off(policy, scorer, asked=asked | {"distributions": kl})
+        reference = adapter_off(policy, scorer, asked=wanted)
     elif kind == "frozen_copy":
-        precision = recipe.run.precision
-        asked_of_it = asked | {"distributions": kl}
-        reference = frozen_copy(policy, accelerator, attention, precision, asked=asked_of_it)
+        reference = frozen_copy(policy, accelerator, attention, recipe.run.precision, asked=wanted)
     elif cache is not None:
         reference = cached(
             cache, rows, survey, scorer, accelerator, memory,
@@ -257,9 +261,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         kl=kl,
         unit=objective.unit,
         memory=memory,
-        online=None
-        if online is None or isinstance(online.source, OnlineRollouts)
-        else online_pairs(online, policy, objective, dataset.media_root, recipe.run.seed),
+        online=None,
         summary=summary_of(
             dataset,
             survey,
@@ -269,13 +271,14 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
             packages=("mmalign", "torch", "transformers", "peft"),
         ),
     )
-    own = (recipe, policy, rows, survey, parts.sampler, accelerator)
-    if online is not None and isinstance(online.source, OnlineRollouts):
-        return replace(parts, online=rollout_pairs(online.source, *own, parts.cuts))
-    if rollouts is None:
+    if rollouts is not None:
+        return replace(parts, online=rollout_source(rollouts, parts), items=rollouts.group_size)
+    if online is None:
         return parts
-    source = rollout_source(rollouts, *own, scorer, parts.cuts)
-    return replace(parts, online=source, items=rollouts.group_size)
+    if isinstance(online.source, OnlineRollouts):
+        return replace(parts, online=rollout_pairs(online.source, parts))
+    pairs = online_pairs(online, policy, objective, dataset.media_root, recipe.run.seed)
+    return replace(parts, online=pairs)
 
 
 def attention_of(recipe: Recipe, policy: Policy, accelerator: Accelerator) -> Attention:
