@@ -197,7 +197,7 @@ class ServerSampler:
                 told[0] = self._loaded(step)
             except ModelError as error:
                 raise self._failed(
-                    f"cannot be given the weights of step {step + 1}", error
+                    f"cannot be given the weights for step {step + 1}", error
                 ) from error
         broadcast_object_list(told)
         self._step, self._version = step, told[0]
@@ -251,7 +251,8 @@ class ServerSampler:
             served = self._control.models()
             if version not in served:
                 raise ModelError("it does not list the adapter", got=", ".join(sorted(served)))
-            if self._version and self._version != version:
+            # A server that was started anew has lost it by itself.
+            if self._version != version and self._version in served:
                 self._control.unload_adapter(self._version)
         else:
             self._control.load_weights(version, final)

@@ -61,8 +61,8 @@ class VllmControl:
                 last = str(error) or type(error).__name__
             time.sleep(min(LOOK_SECONDS, seconds))
         raise ModelError(
-            f"the server was not ready within {seconds:g} seconds",
-            where=f"{self.root}/health",
+            f"it was not ready within {seconds:g} seconds",
+            where=self.root,
             got=last,
             fix="start it, or give it longer with ready_seconds",
         )
@@ -107,15 +107,15 @@ class VllmControl:
             reply = self._client.request(method, f"{self.root}{path}", json=body)
         except httpx.HTTPError as error:
             raise ModelError(
-                f"the server does not answer ({str(error) or type(error).__name__})",
-                where=f"{self.root}{path}",
+                f"{path} does not answer ({str(error) or type(error).__name__})",
+                where=self.root,
                 fix="see whether it runs",
             ) from None
         if reply.status_code != 200:
             told = reply.text.replace(self._key, "…") if self._key else reply.text
             raise ModelError(
-                f"the server refuses (status {reply.status_code})",
-                where=f"{self.root}{path}",
+                f"{path} is refused (status {reply.status_code})",
+                where=self.root,
                 got=" ".join(told.split())[:300] or None,
                 fix=fix,
             )
