@@ -15,6 +15,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,19 @@ def alike(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "request_seed", seed_of)
     monkeypatch.setattr(RewardsConfig, "load", lambda self: FakeRewards())
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@dataclass(frozen=True)
+class Fakes:
+    """The fake's class, for a checkpoint of a test's own, and what `alike` put aside."""
+
+    kind: type[FakeVllm] = FakeVllm
+    real_rewards: Any = RewardsConfig.load
+
+
+@pytest.fixture
+def fake_vllm() -> Fakes:
+    return Fakes()
 
 
 @pytest.fixture
