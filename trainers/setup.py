@@ -242,6 +242,10 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         steps, optim.batch_size, objective.unit, world, num_micro, micro_size, kind,
         layout, attention.name,
     )  # fmt: skip
+    summary = summary_of(
+        dataset, survey, steps=steps, reference=kind, processes=world,
+        packages=("mmalign", "torch", "transformers", "peft"),
+    )  # fmt: skip
     parts = Parts(
         recipe=recipe,
         accelerator=accelerator,
@@ -262,14 +266,7 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         unit=objective.unit,
         memory=memory,
         online=None,
-        summary=summary_of(
-            dataset,
-            survey,
-            steps=steps,
-            reference=kind,
-            processes=world,
-            packages=("mmalign", "torch", "transformers", "peft"),
-        ),
+        summary=summary,
     )
     if rollouts is not None:
         return replace(parts, online=rollout_source(rollouts, parts), items=rollouts.group_size)

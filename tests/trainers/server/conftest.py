@@ -197,7 +197,8 @@ def _read(messages: list[dict[str, Any]]) -> tuple[tuple[Message, ...], tuple[Me
     for message in messages:
         blocks = []
         content = message["content"]
-        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        plain: list[dict[str, Any]] = [{"type": "text", "text": content}]
+        parts = plain if isinstance(content, str) else content
         for part in parts:
             if part["type"] == "text":
                 blocks.append(Block(type="text", text=part["text"]))
@@ -214,7 +215,7 @@ def _logps(policy: Any, condition: Any, ids: list[int]) -> list[float]:
     config = base_model(policy.model).config.get_text_config()
     attention = choose("auto", policy.family, config, "cpu", torch.float32)
     batch = CandidateBatch(
-        conditions=(condition,), candidates=(Candidate(condition=0, response_ids=ids),)
+        conditions=[condition], candidates=[Candidate(condition=0, response_ids=ids)]
     )
     plan = planner_of(policy, "padded", attention)(batch)
     with torch.no_grad():

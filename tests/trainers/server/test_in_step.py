@@ -127,7 +127,7 @@ def test_a_run_killed_while_a_batch_is_sampled_ends_in_the_same_bits(
     whole, weights = trained(recipe("whole", **sections))
     asked = len(server.asked)
     killed = recipe("killed", **sections)
-    events = train(killed)
+    events: Any = train(killed)
     for event in events:
         if isinstance(event, Saved) and event.step == stop:
             break
