@@ -202,6 +202,23 @@ def test_rollouts_are_documented_with_their_defaults():
             assert yaml.safe_load(default) == found[key], key
 
 
+def test_a_rollout_servers_settings_are_documented_with_their_defaults():
+    from trainers.rollout_server import VllmServer
+
+    text = (ROOT / "docs/methods/grpo.md").read_text()
+    table = text.split("| in `rollouts.generator`, `engine: vllm` |")[1].split("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (?:`(.+?)`)? ?\|", table, re.M))
+    fields = {name: one for name, one in VllmServer.model_fields.items() if name != "engine"}
+    assert list(rows) == list(fields)
+    for name, default in rows.items():
+        wanted = (
+            None
+            if fields[name].is_required()
+            else fields[name].get_default(call_default_factory=True)
+        )
+        assert yaml.safe_load(default) == wanted, name
+
+
 def members(union: Any) -> list[Any]:
     """The classes of a union, of unions inside it too."""
     if isinstance(union, type):

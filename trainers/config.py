@@ -24,6 +24,7 @@ from trainers.objectives.base import OnlineRows
 from trainers.online import Online
 from trainers.probe import ProbeConfig
 from trainers.rollout_pairs import OnlineRollouts
+from trainers.rollout_server import VllmServer
 from trainers.rollouts import Rollouts
 
 Fraction = float
@@ -259,6 +260,12 @@ class Recipe(Strict):
         ):
             if there:
                 raise ValueError(f"{what} there before training, and rollouts are not; drop it")
+        whole = self.model.train.vision or self.model.train.projector
+        if isinstance(self.rollouts.generator, VllmServer) and self.model.lora and whole:
+            raise ValueError(
+                "vLLM serves no adapter with whole modules beside it: set model.train.vision and "
+                "model.train.projector to false, or leave rollouts.generator out"
+            )
 
     @property
     def from_prompts(self) -> bool:

@@ -41,6 +41,11 @@ FREE = {
     "run.output", "run.resume", "run.keep_last", "run.save_every_steps", "run.log_every_steps",
     "run.trackers", "data.workers", "data.cache_mb", "reference_cache",
     "features.cap_gb", "features.folder", "validation", "probe",
+    # Where a server is and how hard it is asked, not what it is asked.
+    *(f"rollouts.generator.{name}" for name in (
+        "base_url", "model", "folder", "max_gap", "ready_seconds", "sync_seconds", "api_key_env",
+        "concurrency", "timeout_seconds", "max_retries", "backoff_seconds",
+    )),
 }  # fmt: skip
 
 

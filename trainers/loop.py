@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -66,7 +67,8 @@ def train(recipe: Recipe | ImageRecipe) -> Iterator[Event]:
             loss = fitted(recipe.loss, dataset)
             if loss != recipe.loss:
                 logger.info("loss as fitted to the dataset: %s", loss)
-            yield from _train(recipe, loss, set_up(recipe, dataset, run), run)
+            with closing(set_up(recipe, dataset, run)) as parts:
+                yield from _train(recipe, loss, parts, run)
     finally:
         run.release()
 
@@ -168,8 +170,6 @@ def _train(
 
     with whole_folder(accelerator, run.model) as folder:
         save_model(accelerator, parts.policy, folder, average)
-    if parts.online is not None:
-        parts.online.close()
     if tracker is not None:
         tracker.close()
         run.write("run.json", parts.summary)

@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from mmalign.models.load import Policy
-    from trainers.config import Recipe
     from trainers.rows import Batch, Rows, Survey
     from trainers.sampler import Sampler
+    from trainers.setup import Parts
 
 logger = get_logger("trainers.rollout_pairs")
 
@@ -256,19 +256,11 @@ def _by_rule(rewards: Rewards, record: Verifiable, group: Sequence[Generation]) 
     )
 
 
-def rollout_pairs(
-    config: OnlineRollouts,
-    recipe: Recipe,
-    policy: Policy,
-    rows: Rows,
-    survey: Survey,
-    sampler: Sampler,
-    accelerator: Accelerator,
-    cuts: Callable[[int], list[list[int]]],
-) -> RolloutPairs:
+def rollout_pairs(config: OnlineRollouts, parts: Parts) -> RolloutPairs:
     """The source of a run that is set up otherwise. Raises MissingExtra where a verifier lacks."""
     from mmalign.generate.local import LocalGenerator
 
+    recipe, policy, rows, accelerator = parts.recipe, parts.policy, parts.rows, parts.accelerator
     if isinstance(config.annotator, ByRule):
         check_extras(rows.dataset)
         annotator: Annotator | Rewards = config.annotator.rewards.load()
@@ -280,9 +272,9 @@ def rollout_pairs(
         generator=LocalGenerator(policy, batch_size=config.decoding.batch_size),
         annotator=annotator,
         rows=rows,
-        survey=survey,
-        sampler=sampler,
-        cuts=cuts,
+        survey=parts.survey,
+        sampler=parts.sampler,
+        cuts=parts.cuts,
         accelerator=accelerator,
         soft=Need.P_TARGET in recipe.loss.needs,
         seed=recipe.run.seed,

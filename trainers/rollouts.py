@@ -4,16 +4,19 @@ A batch of rollouts serves `steps` optimizer steps. For the first of them the po
 sampled; for the others the log-probabilities of then are kept, and a checkpoint in between keeps
 them too. A response is scored by the tokens that were sampled, never by its text tokenised again.
 Everything random depends on (run.seed, step, id), so a resumed run repeats it.
+
+With `overlap` a server samples the next batch while this one is learnt from. Its log-probabilities
+are taken by the weights that sampled it, put back for as long as that takes. A checkpoint waits for
+that batch and keeps it: a server need not say the same twice.
 """
 
 from __future__ import annotations
 
-import json
-import random
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -22,26 +25,26 @@ from torch import Tensor
 from mmalign.config import Strict
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger
-from mmalign.losses.rollout import RolloutLossConfig, informative
-from mmalign.records import Verifiable
-from mmalign.rewards import Rewards, RewardsConfig
+from mmalign.losses.rollout import RolloutLossConfig
+from mmalign.rewards import RewardsConfig
 from mmalign.scores import RolloutTable, RolloutTotals, TokenScores
-from mmalign.scoring.candidates import Candidate
-from mmalign.store import write_atomically
 from mmalign.verify import check_extras
 from trainers.decoding import Decoding
-from trainers.groups import group_requests, reply_counts, reward_counts, rollouts_of
-from trainers.objectives.base import PreparedRow
+from trainers.groups import write_lines
+from trainers.rollout_groups import Ahead, Group, GroupMaker, Key
+from trainers.rollout_server import (
+    PolicyItself,
+    PolicySampler,
+    RolloutSampler,
+    ServerSampler,
+    VllmServer,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-    from torch import nn
 
-    from mmalign.generate.local import LocalGenerator
-    from mmalign.models.load import Policy
-    from trainers.config import Recipe
-    from trainers.rows import Batch, Rows, Survey
-    from trainers.sampler import Sampler
+    from trainers.rows import Batch
+    from trainers.setup import Parts
 
 logger = get_logger("trainers.rollouts")
 
@@ -56,68 +59,67 @@ class Rollouts(Strict):
     redraw: rounds in which prompts whose responses are all worth the same are replaced by others
     (DAPO's dynamic sampling); judged by accuracy alone where it is among the rewards. What remains
     after the last round is kept: it has no advantage, and counts in the means.
+    generator: the training processes, or a server.
     """
 
     group_size: int = Field(default=8, ge=2)
     steps: PositiveInt = 1
     redraw: NonNegativeInt = 0
+    generator: Annotated[PolicyItself | VllmServer, Field(discriminator="engine")] = PolicyItself()
     decoding: Decoding = Decoding()
     rewards: RewardsConfig = RewardsConfig()
 
+    @property
+    def overlap(self) -> bool:
+        """Whether the next batch is sampled while one is learnt from."""
+        return isinstance(self.generator, VllmServer) and self.generator.overlap
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """The rollouts of one prompt.
 
-    number: its row in the dataset. row: its tokens, a candidate for each rollout.
-    old_logps: [T_i] of each rollout under the policy that sampled; None for that policy's own step.
-    counts: sums over the rollouts, for the log. texts: what to write out.
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """A batch of rollouts. first: its first step.
+
+    gap: mean over tokens of |log-probability by the server - by the policy| in nats; 0 without one.
     """
 
-    number: int
-    row: PreparedRow
-    advantages: list[float]
-    counts: dict[str, float]
-    old_logps: list[Tensor] | None = None
-    texts: list[dict[str, Any]] = field(default_factory=list)
+    first: int
+    groups: dict[Key, Group]
+    gap: float
 
 
 class RolloutSource:
     """Makes the micro-batches of each step with the policy as it is, or lately was.
 
-    generator: samples from the policy itself. score: the policy's scores of a batch, as it trains.
+    score: the policy's scores of a batch, as it trains. trained: its weights that train.
     cuts: this process's micro-batches of a step, as places in the survey. num_rows: prompts of a
-    step, over all processes.
+    step, over all processes. num_steps: of the run.
     """
 
     def __init__(
         self,
         *,
         config: Rollouts,
-        loss: RolloutLossConfig,
-        generator: LocalGenerator,
-        rewards: Rewards,
-        rows: Rows,
-        survey: Survey,
-        cuts: Callable[[int], list[list[int]]],
+        maker: GroupMaker,
         score: Callable[[Batch], TokenScores],
+        trained: Sequence[Tensor],
         num_rows: int,
+        num_steps: int,
         accelerator: Accelerator,
-        seed: int,
         folder: Path | None,
     ) -> None:
-        self.config, self.loss, self.generator, self.rewards = config, loss, generator, rewards
-        self.rows, self.survey, self.cuts, self.score = rows, survey, cuts, score
-        self.num_rows, self.accelerator = num_rows, accelerator
-        self.seed, self.folder = seed, folder
-        self._first: int | None = None
-        self._groups: dict[tuple[int, int], Group] = {}
+        self.config, self.maker, self.score, self.trained = config, maker, score, trained
+        self.num_rows, self.num_steps, self.accelerator = num_rows, num_steps, accelerator
+        self.folder = folder
+        self._drawn: _Drawn | None = None
+        self._next: _Drawn | None = None
+        self._ahead: Ahead | None = None
+        self._kept: list[Tensor] = []
 
     def step(self, step: int) -> tuple[list[Batch], RolloutTotals, dict[str, float]]:
         """This process's micro-batches, the step's totals, and sums over all of its rollouts.
 
-        Raises RewardError where a reward fails, TrainingError for rollouts of another number of
-        processes.
+        Raises RewardError where a reward fails, TrainingError where a server does, or for rollouts
+        of another number of processes.
         """
         batches, own = self._batches(step)
         names = sorted(own)
@@ -131,159 +133,158 @@ class RolloutSource:
         )
         return batches, totals, counts | {"sampled_tokens": counts["response_tokens"]}
 
-    def _batches(self, step: int) -> tuple[list[Batch], dict[str, float]]:
-        first = step - step % self.config.steps
-        if self._first != first:
-            self._sample(first)
-        made: list[Batch] = []
-        counts: dict[str, float] = {}
-        for places in self.cuts(step):
-            groups = [self._group(step, place) for place in places]
-            made.append(self._batch(places, groups))
-            for group in groups:
-                for name, value in group.counts.items():
-                    counts[name] = counts.get(name, 0.0) + value
-        return made, counts
-
     def save(self, folder: Path, rank: int, step: int) -> None:
-        """Keep the rollouts that steps after `step` steps still take, if there are any."""
-        if step % self.config.steps == 0:
-            return
-        kept = [
-            {
-                "step": at,
-                "place": place,
-                "number": group.number,
-                "ids": [list(c.response_ids) for c in group.row.candidates],
-                "advantages": group.advantages,
-                "counts": group.counts,
-                "old_logps": group.old_logps,
-            }
-            for (at, place), group in self._groups.items()
-            if at >= step
-        ]
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.save({"first": self._first, "groups": kept}, folder / _file(rank))
+        """Keep the rollouts that steps after `step` steps still take, if there are any.
+
+        A batch that is being sampled is waited for: a server might not sample it again.
+        """
+        self._finish_ahead()
+        drawn, coming = self._drawn, self._next
+        rest = {}
+        if drawn is not None and step % self.config.steps:
+            rest = {key: group for key, group in drawn.groups.items() if key[0] >= step}
+        kept = {
+            name: {"first": one.first, "gap": one.gap, "groups": self.maker.saved(groups)}
+            for name, one, groups in (
+                ("drawn", drawn, rest),
+                ("next", coming, coming.groups if coming else {}),
+            )
+            if one is not None and groups
+        }
+        if kept:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(kept, folder / _file(rank))
 
     def restore(self, folder: Path, rank: int, step: int) -> None:
         """Go on from what `save` kept."""
-        if step % self.config.steps == 0:
+        file, size = folder / _file(rank), self.config.steps
+        following = -(-step // size) * size
+        ahead = self.config.overlap and step > 0 and following < self.num_steps
+        if step % size == 0 and not ahead:
             return
-        file = folder / _file(rank)
         if not file.exists():
             raise _other_processes(str(file))
-        held = torch.load(file, weights_only=True)
-        self._first = held["first"]
-        self._groups = {
-            (one["step"], one["place"]): Group(
-                number=one["number"],
-                row=self._with_responses(one["number"], one["ids"]),
-                advantages=one["advantages"],
-                counts=one["counts"],
-                old_logps=one["old_logps"],
+        held = {
+            name: _Drawn(
+                first=one["first"], gap=one["gap"], groups=self.maker.restored(one["groups"])
             )
-            for one in held["groups"]
+            for name, one in torch.load(file, weights_only=True).items()
         }
+        self._drawn, self._next = held.get("drawn"), held.get("next")
 
     def close(self) -> None:
-        """End what the rewards have started."""
-        self.rewards.close()
+        """End what the rewards have started, and what is still being sampled."""
+        self.maker.sampler.close()
+        self.maker.rewards.close()
+
+    def _batches(self, step: int) -> tuple[list[Batch], dict[str, float]]:
+        first = step - step % self.config.steps
+        if self._drawn is None or self._drawn.first != first:
+            self._begin(first)
+        assert self._drawn is not None
+        made: list[Batch] = []
+        counts: dict[str, float] = {}
+        for places in self.maker.cuts(step):
+            groups = [self._group(step, place) for place in places]
+            made.append(self._batch(places, groups))
+            for group in groups:
+                size = len(group.advantages)
+                own = group.counts | {"off_policy_steps": float((step - group.sampled_at) * size)}
+                if isinstance(self.config.generator, VllmServer):
+                    own["sampler_gap"] = self._drawn.gap * size
+                for name, value in own.items():
+                    counts[name] = counts.get(name, 0.0) + value
+        return made, counts
 
     def _group(self, step: int, place: int) -> Group:
-        if (step, place) not in self._groups:
+        assert self._drawn is not None
+        if (step, place) not in self._drawn.groups:
             raise _other_processes(f"step {step + 1}")
-        return self._groups[step, place]
+        return self._drawn.groups[step, place]
 
-    def _sample(self, first: int) -> None:
-        """Sample for all steps from `first` on that share the policy as it is now."""
-        steps = range(first, first + self.config.steps)
-        wanted = [(s, place) for s in steps for cut in self.cuts(s) for place in cut]
-        numbers = {key: self.survey.rows[key[1]] for key in wanted}
-        model = self.generator.policy.model
-        was_training = model.training
-        model.eval()
-        try:
-            self._groups = self._sampled(first, numbers, tag="")
-            for turn in range(self.config.redraw):
-                dull = [key for key, group in self._groups.items() if group.counts["uninformative"]]
-                if not dull:
-                    break
-                others = {key: self._other(key, turn) for key in dull}
-                made = self._sampled(first, others, tag=f"again{turn}/")
-                self._groups |= {k: g for k, g in made.items() if not g.counts["uninformative"]}
-        finally:
-            model.train(was_training)
-        self._first = first
-        if all(group.counts["uninformative"] for group in self._groups.values()):
+    def _begin(self, first: int) -> None:
+        """Have the rollouts of the batch whose first step this is, and the next begun."""
+        size, sampler = self.config.steps, self.maker.sampler
+        self._finish_ahead()
+        self._drawn, self._next = self._next, None
+        if self._drawn is None or self._drawn.first != first:
+            sampler.sync(first)
+            steps = range(first, first + size)
+            groups = self.maker.make(steps, sampled_at=first)
+            self._drawn = self._scored(first, groups, later=steps[1:])
+            self._write(self._drawn)
+        if all(group.counts["uninformative"] for group in self._drawn.groups.values()):
             logger.warning(
                 "step %d: all responses to each prompt are worth the same: nothing is learnt",
                 first + 1,
             )
-        self._write(first)
-        for step in steps[1:]:
-            self._remember(step)
+        following = first + size
+        if self.config.overlap and following < self.num_steps:
+            sampler.sync(first)
+            self._kept = [tensor.detach().cpu().clone() for tensor in self.trained]
+            steps = range(following, following + size)
+            self._ahead = Ahead(lambda: self.maker.make(steps, sampled_at=first))
 
-    def _sampled(
-        self, first: int, numbers: dict[tuple[int, int], int], tag: str
-    ) -> dict[tuple[int, int], Group]:
-        """A group for each wanted place; tag: tells a second draw from the first."""
-        records: dict[tuple[int, int], Verifiable] = {
-            key: self.rows.dataset[number] for key, number in numbers.items()
-        }
-        requests = [
-            request
-            for (step, place), record in records.items()
-            for request in group_requests(
-                record,
-                f"step{first}/{tag}{step}/{place}/{record.id}",
-                self.config.group_size,
-                self.rows.dataset.media_root,
-            )
+    def _finish_ahead(self) -> None:
+        """Wait for the batch that is being sampled, and score it by the weights that did so."""
+        if self._ahead is None:
+            return
+        groups, self._ahead = self._ahead.result(), None
+        first = min(step for step, _ in groups)
+        with self._as_kept():
+            steps = range(first, first + self.config.steps)
+            self._next = self._scored(first, groups, later=steps)
+        self._write(self._next)
+
+    @contextmanager
+    def _as_kept(self) -> Iterator[None]:
+        """The weights that were kept in the place of those that train, then these again."""
+        now = [tensor.detach().cpu().clone() for tensor in self.trained]
+        try:
+            _put(self._kept, self.trained)
+            yield
+        finally:
+            _put(now, self.trained)
+            self._kept = []
+
+    def _scored(self, first: int, groups: dict[Key, Group], later: Sequence[int]) -> _Drawn:
+        """The batch with its log-probabilities by the weights as they are, for the `later` steps.
+
+        Raises TrainingError where a server's are others.
+        """
+        for step in later:
+            for places in self.maker.cuts(step):
+                own = [groups[step, place] for place in places]
+                for place, group, old in zip(places, own, self._logps(places, own), strict=True):
+                    groups[step, place] = replace(group, old_logps=old)
+        config = self.config.generator
+        if not isinstance(config, VllmServer):
+            return _Drawn(first=first, groups=groups, gap=0.0)
+        # The first micro-batch stands for all: it is scored for this alone where it is on policy.
+        places = self.maker.cuts(first)[0]
+        own = [groups[first, place] for place in places]
+        ours = [group.old_logps for group in own if group.old_logps is not None]
+        ours = ours or self._logps(places, own)
+        theirs = [logps for group in own for logps in group.told_logps]
+        apart = torch.cat([logps for old in ours for logps in old]) - torch.cat(theirs)
+        gap = float(apart.abs().mean())
+        if config.max_gap is not None and not gap <= config.max_gap:
+            raise _other_scores(config, first, gap)
+        return _Drawn(first=first, groups=groups, gap=gap)
+
+    def _logps(self, places: list[int], groups: Sequence[Group]) -> list[list[Tensor]]:
+        """[T_i] of each rollout of each group, by the weights as they are."""
+        with torch.no_grad():
+            logps = self.score(self._batch(places, groups)).logps.float().cpu()
+        rows = iter(logps)
+        return [
+            [next(rows)[: len(c.response_ids)].clone() for c in group.row.candidates]
+            for group in groups
         ]
-        made = self.generator.generate(requests, self.config.decoding.sampling(self.seed))
-        size = self.config.group_size
-        groups = [made[start : start + size] for start in range(0, len(made), size)]
-        return {
-            key: self._judged(numbers[key], record, replies)
-            for (key, record), replies in zip(records.items(), groups, strict=True)
-        }
-
-    def _judged(self, number: int, record: Verifiable, replies: Sequence[Any]) -> Group:
-        """Rewards and advantages of one prompt's responses."""
-        scored = self.rewards.score(rollouts_of(record, replies))
-        totals = torch.tensor([[one.total for one in scored]], dtype=torch.float64)
-        telling = [one.parts.get("accuracy", one.total) for one in scored]
-        dull = not bool(informative(torch.tensor([telling]))[0])
-        counts = reply_counts(replies) | reward_counts(scored)
-        counts["uninformative"] = float(dull * len(replies))
-        return Group(
-            number=number,
-            row=self._with_responses(number, [list(reply.token_ids) for reply in replies]),
-            advantages=self.loss.advantages(totals)[0].float().tolist(),
-            counts=counts,
-            texts=[
-                {"response": r.text, "reward": s.total, **s.parts, **s.reasons}
-                for r, s in zip(replies, scored, strict=True)
-            ],
-        )
-
-    def _remember(self, step: int) -> None:
-        """Score a later step's rollouts with the policy that sampled them."""
-        for places in self.cuts(step):
-            groups = [self._groups[step, place] for place in places]
-            with torch.no_grad():
-                logps = self.score(self._batch(places, groups)).logps.cpu()
-            row = 0
-            for place, group in zip(places, groups, strict=True):
-                old = []
-                for candidate in group.row.candidates:
-                    old.append(logps[row, : len(candidate.response_ids)].clone())
-                    row += 1
-                self._groups[step, place] = replace(group, old_logps=old)
 
     def _batch(self, places: list[int], groups: Sequence[Group]) -> Batch:
         """The micro-batch of these groups, on the CPU."""
-        batch = self.rows.batch_of(places, [group.row for group in groups])
+        batch = self.maker.rows.batch_of(places, [group.row for group in groups])
         sizes = [len(group.row.candidates) for group in groups]
         kept = [old for group in groups for old in group.old_logps or ()]
         old_logps = None
@@ -296,58 +297,54 @@ class RolloutSource:
         )
         return replace(batch, table=table, num_pairs=sizes)
 
-    def _with_responses(self, number: int, ids: Iterable[list[int]]) -> PreparedRow:
-        row = self.rows.prepared(number)
-        return replace(
-            row, candidates=tuple(Candidate(condition=0, response_ids=own) for own in ids)
-        )
-
-    def _other(self, key: tuple[int, int], turn: int) -> int:
-        """Another row of the dataset in place of one that taught nothing."""
-        rng = random.Random(f"{self.seed}/{key[0]}/{key[1]}/again{turn}")
-        return rng.choice(self.survey.rows)
-
-    def _write(self, first: int) -> None:
+    def _write(self, drawn: _Drawn) -> None:
         """Some of the rollouts, to be read by people."""
-        if self.folder is None:
-            return
-        lines = []
-        for (step, _), group in list(self._groups.items())[:WRITTEN]:
-            for text in group.texts:
-                lines.append(json.dumps({"step": step + 1, "id": group.row.id, **text}) + "\n")
-        write_atomically(self.folder / f"step-{first + 1:06d}.jsonl", "".join(lines))
+        lines = [
+            {"step": step + 1, "id": group.row.id, **text}
+            for (step, _), group in list(drawn.groups.items())[:WRITTEN]
+            for text in group.texts
+        ]
+        if self.folder is not None:
+            write_lines(self.folder, drawn.first + 1, lines)
 
 
-def rollout_source(
-    config: Rollouts,
-    recipe: Recipe,
-    policy: Policy,
-    rows: Rows,
-    survey: Survey,
-    sampler: Sampler,
-    accelerator: Accelerator,
-    scorer: nn.Module,
-    cuts: Callable[[int], list[list[int]]],
-) -> RolloutSource:
+def rollout_source(config: Rollouts, parts: Parts) -> RolloutSource:
     """The source of a run that is set up otherwise. Raises MissingExtra where a verifier lacks."""
-    from mmalign.generate.local import LocalGenerator
-
+    recipe, policy, accelerator = parts.recipe, parts.policy, parts.accelerator
     assert isinstance(recipe.loss, RolloutLossConfig)
-    check_extras(rows.dataset)
+    check_extras(parts.rows.dataset)
+    server = config.generator
+    sampler: RolloutSampler = PolicySampler(policy, config.decoding.batch_size)
+    if isinstance(server, VllmServer):
+        folder = server.folder or recipe.run.output / "weights"
+        adapter = recipe.model.lora is not None
+        sampler = ServerSampler(server, policy, accelerator, folder=folder, adapter=adapter)
+    maker = GroupMaker(
+        group_size=config.group_size,
+        redraw=config.redraw,
+        sampling=config.decoding.sampling(recipe.run.seed),
+        loss=recipe.loss,
+        sampler=sampler,
+        rewards=config.rewards.load(),
+        rows=parts.rows,
+        survey=parts.survey,
+        cuts=parts.cuts,
+    )
     return RolloutSource(
         config=config,
-        loss=recipe.loss,
-        generator=LocalGenerator(policy, batch_size=config.decoding.batch_size),
-        rewards=config.rewards.load(),
-        rows=rows,
-        survey=survey,
-        cuts=cuts,
-        score=lambda batch: scorer(batch.to(accelerator.device).plan),
-        num_rows=sampler.batch_size,
+        maker=maker,
+        score=lambda batch: parts.scorer(batch.to(accelerator.device).plan),
+        trained=[weight for weight in policy.model.parameters() if weight.requires_grad],
+        num_rows=parts.sampler.batch_size,
+        num_steps=parts.num_steps,
         accelerator=accelerator,
-        seed=recipe.run.seed,
         folder=recipe.run.output / "rollouts" if accelerator.is_main_process else None,
     )
+
+
+def _put(values: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    for value, weight in zip(values, weights, strict=True):
+        weight.detach().copy_(value)
 
 
 def _file(rank: int) -> str:
@@ -359,4 +356,15 @@ def _other_processes(where: str) -> TrainingError:
         "the rollouts of a half-used batch belong to another number of processes",
         where=where,
         fix="resume with as many processes as before, or from another checkpoint",
+    )
+
+
+def _other_scores(config: VllmServer, first: int, gap: float) -> TrainingError:
+    return TrainingError(
+        f"the server gives the rollouts of step {first + 1} other log-probabilities than the "
+        "policy: its weights, its pictures or its precision are others",
+        where=config.base_url,
+        got=f"{gap:.3g} nats apart in the mean over tokens",
+        wanted=f"at most {config.max_gap:g} (rollouts.generator.max_gap)",
+        fix="see that it serves this policy's base in a like precision, or raise max_gap",
     )

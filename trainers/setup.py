@@ -121,6 +121,11 @@ class Parts:
         totals = Totals(num_pairs=num_pairs, num_chosen_tokens=max(1, int(everywhere)))
         return batches, totals, {}
 
+    def close(self) -> None:
+        """End what was started beside training."""
+        if self.online is not None:
+            self.online.close()
+
     def cuts(self, step: int) -> list[list[int]]:
         """Places of this process's micro-batches."""
         return list(
@@ -208,15 +213,14 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
 
     asked = {"competitor": Need.COMPETITOR in needs, "rewards": Need.REWARD_HEAD in needs}
     kl = Need.KL in needs
+    wanted = asked | {"distributions": kl}
     if recipe.features is not None:
         make_features(recipe.features, rows, survey, scorer, accelerator)
     reference: Reference | None = None
     if kind == "adapter_off":
-        reference = adapter_off(policy, scorer, asked=asked | {"distributions": kl})
+        reference = adapter_off(policy, scorer, asked=wanted)
     elif kind == "frozen_copy":
-        precision = recipe.run.precision
-        asked_of_it = asked | {"distributions": kl}
-        reference = frozen_copy(policy, accelerator, attention, precision, asked=asked_of_it)
+        reference = frozen_copy(policy, accelerator, attention, recipe.run.precision, asked=wanted)
     elif cache is not None:
         reference = cached(
             cache, rows, survey, scorer, accelerator, memory,
@@ -247,6 +251,10 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         steps, optim.batch_size, objective.unit, world, num_micro, micro_size, kind,
         layout, attention.name,
     )  # fmt: skip
+    summary = summary_of(
+        dataset, survey, steps=steps, reference=kind, processes=world,
+        packages=("mmalign", "torch", "transformers", "peft"),
+    )  # fmt: skip
     parts = Parts(
         recipe=recipe,
         accelerator=accelerator,
@@ -269,26 +277,17 @@ def set_up(recipe: Recipe, dataset: Dataset[Any], run: RunDirectory) -> Parts:
         validation=probe_of(
             recipe, questions, policy, accelerator, AUTOCAST.get(recipe.run.precision)
         ),
-        online=None
-        if online is None or isinstance(online.source, OnlineRollouts)
-        else online_pairs(online, policy, objective, dataset.media_root, recipe.run.seed),
-        summary=summary_of(
-            dataset,
-            survey,
-            steps=steps,
-            reference=kind,
-            processes=world,
-            packages=("mmalign", "torch", "transformers", "peft"),
-        )
-        | {ORIGIN: run.read(START).get(ORIGIN)},
+        online=None,
+        summary=summary | {ORIGIN: run.read(START).get(ORIGIN)},
     )
-    own = (recipe, policy, rows, survey, parts.sampler, accelerator)
-    if online is not None and isinstance(online.source, OnlineRollouts):
-        return replace(parts, online=rollout_pairs(online.source, *own, parts.cuts))
-    if rollouts is None:
+    if rollouts is not None:
+        return replace(parts, online=rollout_source(rollouts, parts), items=rollouts.group_size)
+    if online is None:
         return parts
-    source = rollout_source(rollouts, *own, scorer, parts.cuts)
-    return replace(parts, online=source, items=rollouts.group_size)
+    if isinstance(online.source, OnlineRollouts):
+        return replace(parts, online=rollout_pairs(online.source, parts))
+    pairs = online_pairs(online, policy, objective, dataset.media_root, recipe.run.seed)
+    return replace(parts, online=pairs)
 
 
 def attention_of(recipe: Recipe, policy: Policy, accelerator: Accelerator) -> Attention:

@@ -72,11 +72,25 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What a server says of how an answer came about.
+
+    prompt_ids: the prompt as it saw it. logps: of each sampled token, in nats, as the model gave
+    it, before temperature. model: which of its models answered. ending: its finish_reason.
+    """
+
+    prompt_ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    model: str
+    ending: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
     """The text that came back; `finished` is False where the token limit cut it.
 
     num_tokens: without the token that ended the turn. token_ids: all that were sampled, that one
-    included, where the generator knows them.
+    included, where the generator knows them. told: where a server was asked to say so.
     """
 
     id: str
@@ -84,6 +98,7 @@ class Generation:
     num_tokens: int
     finished: bool
     token_ids: tuple[int, ...] = ()
+    told: Told | None = None
 
 
 class Generator(Protocol):

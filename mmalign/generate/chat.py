@@ -8,13 +8,13 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmalign.clips import Clip, FrameSampling, open_clip, probe_clip
 from mmalign.errors import DataError, MediaError, ModelError
-from mmalign.generate.base import Request
+from mmalign.generate.base import Request, Told
 from mmalign.generate.ledger import Answer
 from mmalign.media import embed, open_image, read_bytes, resolve
 from mmalign.records import Media, Message
@@ -117,11 +117,25 @@ def read_answer(text: str) -> Answer:
         raise ValueError(f"no chat completion with its usage: {text[:200]!r}")
     # A lone surrogate could be written to no dataset.
     content = (content or "").encode(errors="replace").decode()
-    return Answer(
+    answer = Answer(
         text=content,
         finish_reason="refusal" if refusal else str(reason),
         prompt_tokens=tokens[0],
         completion_tokens=tokens[1],
+    )
+    if choice.get("token_ids") is None:
+        return answer
+    return replace(answer, token_ids=tuple(choice["token_ids"]), told=_told(reply, choice))
+
+
+def _told(reply: Mapping[str, Any], choice: Mapping[str, Any]) -> Told:
+    """What vLLM adds for `return_token_ids` and `logprobs`; empty for what is not there."""
+    content = (choice.get("logprobs") or {}).get("content") or ()
+    return Told(
+        prompt_ids=tuple(reply.get("prompt_token_ids") or ()),
+        logps=tuple(float(one["logprob"]) for one in content),
+        model=str(reply.get("model")),
+        ending=str(choice["finish_reason"]),
     )
 
 

@@ -41,8 +41,8 @@ class ChatClient:
             ) from None
         self.base_url, self.api_key_env = base_url, api_key_env
         self.timeout_seconds = timeout_seconds
-        local = _is_this_machine(base_url)
-        self._key = _read_key(api_key_env, base_url, needed=not local)
+        local = is_this_machine(base_url)
+        self._key = read_key(api_key_env, base_url, needed=not local)
         self._client = openai.OpenAI(
             base_url=base_url,
             api_key=self._key or "none",
@@ -102,7 +102,8 @@ class ChatClient:
         return text.replace(self._key, f"${self.api_key_env}") if self._key else text
 
 
-def _read_key(variable: str, base_url: str, *, needed: bool) -> str:
+def read_key(variable: str, base_url: str, *, needed: bool) -> str:
+    """The key in an environment variable, "" where there need be none. Raises ModelError."""
     key = os.environ.get(variable, "").strip()
     if needed and not key:
         raise ModelError(
@@ -119,7 +120,8 @@ def _read_key(variable: str, base_url: str, *, needed: bool) -> str:
     return key
 
 
-def _is_this_machine(url: str) -> bool:
+def is_this_machine(url: str) -> bool:
+    """Whether an address is this machine's own, where no proxy must be asked."""
     host = urlsplit(url).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -22,19 +22,28 @@ from typing import Any
 from filelock import FileLock
 
 from mmalign.errors import DataError
+from mmalign.generate.base import Told
 from mmalign.log import get_logger
 
 logger = get_logger("generate.ledger")
 
+# What a line keeps of an answer.
+_KEPT = {"text": str, "finish_reason": str, "prompt_tokens": int, "completion_tokens": int}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a server said; `finish_reason` is "stop" where it came to its own end."""
+    """What a server said; `finish_reason` is "stop" where it came to its own end.
+
+    token_ids, told: where the request asked for token ids; a ledger does not keep them.
+    """
 
     text: str
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    token_ids: tuple[int, ...] = ()
+    told: Told | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +80,8 @@ class Ledger:
 
     def add(self, key: str, answer: Answer, *, model: str, request_id: str) -> None:
         """Append an answer; on the disk when this returns. Raises DataError where it cannot be."""
-        told = {"key": key, "model": model, "id": request_id, **asdict(answer)}
+        kept = {name: value for name, value in asdict(answer).items() if name in _KEPT}
+        told = {"key": key, "model": model, "id": request_id, **kept}
         line = json.dumps(told, ensure_ascii=False).encode() + b"\n"
         with self._locked():
             self._catch_up()
@@ -130,8 +140,7 @@ class Ledger:
 
 def _entry(row: Any, where: str) -> tuple[str, str, Answer]:
     """Key, model and answer of a line. Raises DataError where it is no ledger's."""
-    kinds = {"key": str, "model": str, "text": str, "finish_reason": str}
-    kinds |= {"prompt_tokens": int, "completion_tokens": int}
+    kinds = {"key": str, "model": str, **_KEPT}
     if not isinstance(row, dict) or any(not isinstance(row.get(k), t) for k, t in kinds.items()):
         raise DataError(
             "is no line of a ledger", where=where, fix="name a file of its own for the answers"

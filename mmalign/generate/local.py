@@ -33,7 +33,7 @@ class LocalGenerator:
 
     def __init__(self, policy: Policy, *, name: str = "policy", batch_size: int = 32) -> None:
         self.policy, self._name, self.batch_size = policy, name, batch_size
-        self._banned, self._end = _banned_ids(policy), _end_ids(policy)
+        self._banned, self._end = banned_ids(policy), end_ids(policy)
         self._pad = policy.preparer.pad_token_id
 
     @classmethod
@@ -236,7 +236,7 @@ def _plain_decoding(model: Any) -> Iterator[None]:
         base.generation_config = shipped
 
 
-def _end_ids(policy: Policy) -> list[int]:
+def end_ids(policy: Policy) -> list[int]:
     """Tokens that end a turn: the template's, the tokenizer's, those the checkpoint declares."""
     declared = base_model(policy.model).generation_config.eos_token_id
     declared = declared if isinstance(declared, list) else [declared]
@@ -290,7 +290,7 @@ def _batches(order: list[int], alike: Sequence[object], size: int) -> list[list[
     return batches
 
 
-def _banned_ids(policy: Policy) -> list[int]:
+def banned_ids(policy: Policy) -> list[int]:
     """Tokens a response may never hold: what pictures are written with, padding, a beginning."""
     config, tokenizer = policy.model.config, policy.preparer.tokenizer
     ids = {

@@ -169,6 +169,11 @@ class ServerGenerator:
         )
         self._account = _Account(config)
         self._slots = threading.BoundedSemaphore(config.concurrency)
+        self._closed = threading.Event()
+
+    def close(self) -> None:
+        """Ask nothing more, from whichever thread; what is on its way may still be answered."""
+        self._closed.set()
 
     @property
     def name(self) -> str:
@@ -178,22 +183,18 @@ class ServerGenerator:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
         """Answer every request, in the order asked; pictures are checked before the first is."""
         asks = [self._ask(request, sampling) for request in requests]
-        found = {ask.key: self._account.known(ask.key) for ask in asks}
-        answers = {key: answer for key, answer in found.items() if answer is not None}
+        known = {ask.key: self._account.known(ask.key) for ask in asks}
+        answers = {key: answer for key, answer in known.items() if answer is not None}
         todo = {ask.key: ask for ask in asks if ask.key not in answers}
         for ask in todo.values():
             ask.check()
         run = _Run()
-        if todo:
-            self._ask_all(list(todo.values()), run)
+        self._ask_all(list(todo.values()), run)
         self._log(run, known=len(answers))
         if run.error is not None:
             raise run.error
         answers |= run.answers
-        generations = [
-            _generation(request, answers.get(ask.key))
-            for request, ask in zip(requests, asks, strict=True)
-        ]
+        generations = list(map(_generation, requests, [answers.get(ask.key) for ask in asks]))
         if run.failed:
             reasons = [run.failed.get(ask.key) for ask in asks]
             raise Unanswered(generations, reasons, where=self.name, first=run.first_failure)
@@ -221,6 +222,8 @@ class ServerGenerator:
         """Ask from threads; on an error let those on their way finish, for they are paid for."""
 
         def work(ask: Ask) -> None:
+            if self._closed.is_set():
+                run.halt(ModelError("no more is asked", where=self.name))
             if run.stop.is_set():
                 return
             try:
@@ -231,7 +234,7 @@ class ServerGenerator:
             except Exception as error:
                 run.halt(error)
 
-        with ThreadPoolExecutor(min(self.config.concurrency, len(asks))) as pool:
+        with ThreadPoolExecutor(self.config.concurrency) as pool:
             try:
                 list(pool.map(work, asks))
             except BaseException:
@@ -391,4 +394,6 @@ def _generation(request: Request, answer: Answer | None) -> Generation | None:
         text=answer.text if request.prefill else answer.text.strip(),
         num_tokens=answer.completion_tokens,
         finished=answer.finish_reason == "stop",
+        token_ids=answer.token_ids,
+        told=answer.told,
     )
