@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 app = typer.Typer(
-    help="Score a checkpoint on hallucination benchmarks, with intervals and paired tests.",
+    help="Score a checkpoint on benchmarks, with intervals and paired tests.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -19,7 +19,8 @@ app = typer.Typer(
 
 # Means of counts and of judges' scores; every other metric is a fraction, shown in percent.
 _NUMBERS = {
-    "num_words", "mentions", "pick_score", "hps_v2", "aesthetic", "clip_score", "digit_style",
+    "num_words", "mentions", "response_tokens",
+    "pick_score", "hps_v2", "aesthetic", "clip_score", "digit_style",
 }  # fmt: skip
 
 
