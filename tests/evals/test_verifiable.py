@@ -214,11 +214,11 @@ def test_answers_are_sampled_as_told_and_asked_anew_where_that_changes(recipe, t
 
 
 def test_intervals_draw_the_questions_of_a_picture_together(recipe):
-    """Pictures are all right or all wrong in turn: the interval is of six, not of twelve."""
+    """Pictures are all right or all wrong: the interval is of six, not of twelve."""
     folder = evaluate(recipe("run"), Told("told", CASES))
     suite = json.loads((folder / "results.json").read_text())["suites"][0]
     assert suite["metrics"]["accuracy"] == 0.5
-    alone = intervals({"accuracy": mean([1, 0] * 3)}, samples=100)["accuracy"]
+    alone = intervals({"accuracy": mean([1] * 3 + [0] * 3)}, samples=100)["accuracy"]
     assert suite["intervals"]["accuracy"] == list(alone)
 
 
