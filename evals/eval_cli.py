@@ -28,13 +28,22 @@ _NUMBERS = {
 def run(
     config: Path = typer.Argument(help="An eval recipe, such as configs/eval/pope_coco.yaml."),
     overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Replace settings."),
+    check: bool = typer.Option(
+        False, "--check", help="Read the recipe, say how far its output is, and stop."
+    ),
 ) -> None:
     """Generate the answers that are not there yet, score all of them, print the scores."""
     from evals.config import EvalRecipe
     from evals.run import evaluate
     from mmalign.config import load_config
 
-    _print_results(evaluate(load_config(config, EvalRecipe, overrides or ())))
+    recipe = load_config(config, EvalRecipe, overrides or ())
+    if check:
+        from evals.standing import standing
+
+        typer.echo(standing(recipe).told(recipe.output))
+        return
+    _print_results(evaluate(recipe))
 
 
 @app.command(name="image_preference")
