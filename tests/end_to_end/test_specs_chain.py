@@ -10,6 +10,7 @@ from mmalign import chain, cli
 from mmalign.chain import Step, in_a_process
 
 LAB = "configs/lab/sums_"
+QUESTION = "what is the sum of the digits ?"
 
 
 COLD_START = """
@@ -49,10 +50,18 @@ def test_specs_from_prompts_to_numbers(repo_root, tmp_path, monkeypatch, capsys)
         assert cli.run(list(words)) == 0, capsys.readouterr().err
 
     verb("init-model", f"{LAB}model.yaml", f"output={tmp_path}/init")
-    verb("build", f"{LAB}train.yaml", f"output={tmp_path}/train", "num_rows=300", "num_digits=[2]")
+    # Forms are learnt in a few steps, sums are not: some are right by chance.
+    lessons = [
+        "answers={tagged: 1, half_tagged: 0, boxed: 0, plain: 0}",
+        f"questions=['{QUESTION}']",
+    ]
+    verb(
+        "build", f"{LAB}train.yaml", f"output={tmp_path}/train", "num_rows=64", "num_digits=[2]",
+        *lessons,
+    )  # fmt: skip
     verb(
         "train", f"{LAB}base.yaml", f"model.path={tmp_path}/init", f"data.path={tmp_path}/train",
-        f"run.output={tmp_path}/base", "optim.steps=60", "optim.batch_size=16",
+        f"run.output={tmp_path}/base", "optim.steps=30", "optim.batch_size=8", "optim.lr=5e-3",
     )  # fmt: skip
     verb("build", f"{LAB}test.yaml", f"output={tmp_path}/test", "num_rows=12", "num_digits=[2]")
 
@@ -66,11 +75,11 @@ def test_specs_from_prompts_to_numbers(repo_root, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(chain, "in_a_process", run)
     suite = f"{{name: verifiable, data: {tmp_path}/test, max_new_tokens: 24, "
     suite += "decoding: {temperature: 1.0}}"
-    few = "optim: {steps: 2, batch_size: 4}"
+    few = "optim: {steps: 2, batch_size: 2}"
     words = [
         "recipe", "specs", f"{LAB}specs_recipe.yaml",
         f"output={out}", f"base={tmp_path}/base/model",
-        "prompts.set={num_rows: 48, num_digits: [2]}", "pairs.set={shard_rows: 16}",
+        "prompts.set={num_rows: 32, num_digits: [2]}", "pairs.set={shard_rows: 32}",
         f"cold_start.config={cold_start(tmp_path)}", f"grpo.config={grpo(tmp_path)}",
         f"cold_start.set={{{few}}}",
         f"grpo.set={{{few}, rollouts: {{group_size: 2, steps: 1}}}}",
