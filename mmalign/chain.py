@@ -160,19 +160,22 @@ def standings(
     """
     standing = standing or standing_of
     found: dict[str, Standing] = {}
-    wrong: list[str] = []
+    wrong: dict[str, list[str]] = {}  # What is wrong, once, with the steps that it is wrong with.
     outputs = {step.output for step in steps}
     for step in steps:
         missing = [path for path in step.reads if path not in outputs and not path.exists()]
-        wrong += [f"{step.name}: there is no {path}, and no step makes it" for path in missing]
+        told = [f"there is no {path}, and no step makes it" for path in missing]
         if step.accelerate is not None and not step.accelerate.is_file():
-            wrong.append(f"{step.name}: accelerate: no such file: {step.accelerate}")
+            told.append(f"accelerate: no such file: {step.accelerate}")
         try:
             found[step.name] = standing(step)
         except MmalignError as error:
-            wrong.append(f"{step.name}: {error}")
+            told.append(str(error))
+        for what in told:
+            wrong.setdefault(what, []).append(step.name)
     if wrong:
-        what = wrong[0] if len(wrong) == 1 else "\n  - ".join([f"{len(wrong)} problems", *wrong])
+        lines = [f"{', '.join(names)}: {what}" for what, names in wrong.items()]
+        what = lines[0] if len(lines) == 1 else "\n  - ".join([f"{len(lines)} problems", *lines])
         raise ConfigError(f"nothing was started: {what}")
     for step in steps:
         open_ones = [name for name in step.made_from if found[name] is not Standing.COMPLETE]
@@ -188,7 +191,7 @@ def standings(
     return found
 
 
-def told(steps: Sequence[Step], found: Mapping[str, Standing]) -> str:
+def plan_of(steps: Sequence[Step], found: Mapping[str, Standing]) -> str:
     """The plan, a line for each step."""
     width = max(len(step.name) for step in steps)
     return "\n".join(

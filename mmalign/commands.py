@@ -107,7 +107,7 @@ def _specs(
     ] = False,
 ) -> None:
     """SPECS: prompts, pairs, cold start, GRPO and evaluation. What is complete is skipped."""
-    from mmalign.chain import StepFailed, run_steps, standings, told
+    from mmalign.chain import StepFailed, plan_of, run_steps, standings
     from mmalign.config import load_config
     from mmalign.specs_chain import SpecsChain, tell
 
@@ -115,7 +115,7 @@ def _specs(
     steps = chain.steps()
     chain.check_base()
     found = standings(steps)
-    typer.echo(told(steps, found))
+    typer.echo(plan_of(steps, found))
     if dry_run:
         return
     try:

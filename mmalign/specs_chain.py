@@ -124,6 +124,9 @@ class SpecsChain(Strict):
         asked = [one.get("data") for one in _mappings(data.get("probe"))]
         output = self.output / name
         handed = {"model.path": start, "data.path": dataset, "run.output": output}
+        if name == "cold_start":
+            # Checked by the weights themselves: an output that began elsewhere is refused.
+            handed["start_from"] = self.base
         step = make_step(
             name, TRAIN, stage, handed,
             output=output, made_from=made_from, reads=_paths(*asked), accelerate=stage.accelerate,

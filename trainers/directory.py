@@ -31,7 +31,7 @@ from mmalign.config import read_yaml
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger, is_main_process
 from mmalign.standing import Standing
-from mmalign.store import read_manifest, write_atomically
+from mmalign.store import MANIFEST, read_manifest, write_atomically
 from trainers.config import Recipe
 from trainers.images.config import ImageRecipe
 
@@ -131,7 +131,8 @@ def standing(recipe: Recipe | ImageRecipe) -> Standing:
         trained_on = json.loads((path / "run.json").read_text())["dataset"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise damaged(path / "run.json", str(error)) from None
-    if read_manifest(recipe.data.path).content_hash != trained_on:
+    there = (recipe.data.path / MANIFEST).exists()  # It may be gone: the run is done with it.
+    if there and read_manifest(recipe.data.path).content_hash != trained_on:
         raise TrainingError(
             "the dataset changed since this run was trained",
             where=f"{path}, trained on {recipe.data.path}",

@@ -13,33 +13,6 @@ LAB = "configs/lab/sums_"
 QUESTION = "what is the sum of the digits ?"
 
 
-COLD_START = """
-model: {path: x}
-data: {path: x}
-loss: {name: dpo, sft_weight: 1.0}
-optim: {lr: 1.0e-4, batch_size: 4}
-run: {output: x, log_every_steps: 1}
-"""
-GRPO = """
-model: {path: x}
-data: {path: x}
-loss: {name: grpo}
-rollouts: {group_size: 2, decoding: {max_new_tokens: 24, batch_size: 64}}
-optim: {lr: 1.0e-4, batch_size: 4}
-run: {output: x, log_every_steps: 1}
-"""
-
-
-def cold_start(folder):
-    (folder / "cold_start.yaml").write_text(COLD_START)
-    return folder / "cold_start.yaml"
-
-
-def grpo(folder):
-    (folder / "grpo.yaml").write_text(GRPO)
-    return folder / "grpo.yaml"
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_specs_from_prompts_to_numbers(repo_root, tmp_path, monkeypatch, capsys):
@@ -75,14 +48,13 @@ def test_specs_from_prompts_to_numbers(repo_root, tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(chain, "in_a_process", run)
     suite = f"{{name: verifiable, data: {tmp_path}/test, max_new_tokens: 24, "
     suite += "decoding: {temperature: 1.0}}"
-    few = "optim: {steps: 2, batch_size: 2}"
+    few = "probe: null, optim: {steps: 2, batch_size: 2}"
     words = [
         "recipe", "specs", f"{LAB}specs_recipe.yaml",
         f"output={out}", f"base={tmp_path}/base/model",
         "prompts.set={num_rows: 32, num_digits: [2]}", "pairs.set={shard_rows: 32}",
-        f"cold_start.config={cold_start(tmp_path)}", f"grpo.config={grpo(tmp_path)}",
         f"cold_start.set={{{few}}}",
-        f"grpo.set={{{few}, rollouts: {{group_size: 2, steps: 1}}}}",
+        f"grpo.set={{{few}, rollouts: {{group_size: 2}}}}",
         f"eval.set={{benchmarks: [{suite}], bootstrap_samples: 50}}",
     ]  # fmt: skip
 
@@ -109,7 +81,9 @@ def test_specs_from_prompts_to_numbers(repo_root, tmp_path, monkeypatch, capsys)
     # The cold start began from the base itself, GRPO from the cold start.
     recipe = (out / "grpo" / "recipe.yaml").read_text()
     assert f"path: {out}/cold_start/model" in recipe
-    assert f"path: {tmp_path}/base/model" in (out / "cold_start" / "recipe.yaml").read_text()
+    recipe = (out / "cold_start" / "recipe.yaml").read_text()
+    assert f"path: {tmp_path}/base/model" in recipe
+    assert f"start_from: {tmp_path}/base/model" in recipe
 
     before = {file: file.stat().st_mtime_ns for file in out.rglob("*")}
     ran.clear()

@@ -11,7 +11,7 @@ import yaml
 
 from mmalign import chain as chains
 from mmalign import cli, specs_chain
-from mmalign.chain import Stage, Step, StepFailed, dotted, make_step, run_steps, standings, told
+from mmalign.chain import Stage, Step, StepFailed, dotted, make_step, plan_of, run_steps, standings
 from mmalign.config import load_config
 from mmalign.errors import ConfigError, DataError
 from mmalign.specs_chain import SpecsChain
@@ -69,6 +69,7 @@ def test_each_stage_is_handed_what_the_one_before_it_made(write):
     # From the base, not from zero: what zero learnt comes through its words alone.
     assert handed(steps["cold_start"]) == {
         "model.path": "org/base", "data.path": "out/pairs", "run.output": "out/cold_start",
+        "start_from": "org/base",
     }  # fmt: skip
     assert handed(steps["grpo"]) == {
         "model.path": "out/cold_start/model", "data.path": "out/prompts", "run.output": "out/grpo",
@@ -214,7 +215,7 @@ def test_a_chain_goes_on_where_it_stopped_and_skips_what_is_complete(write, caps
     assert str(failed.value).startswith("cold_start failed with exit code 3. ")
     assert str(failed.value).endswith(
         "by hand:\n  mmalign train train.yaml model.path=org/base data.path=out/pairs "
-        "run.output=out/cold_start"
+        "run.output=out/cold_start start_from=org/base"
     )
     disk.failing = ""
     disk.start(path)
@@ -252,10 +253,11 @@ def test_all_mistakes_are_told_before_anything_starts(write, monkeypatch):
     with pytest.raises(ConfigError) as refused:
         disk.start(path, "grpo.accelerate=none.yaml")
     said = str(refused.value)
-    assert said.startswith("nothing was started: 7 problems")
+    assert said.startswith("nothing was started: 4 problems")
     assert "cold_start: train.yaml: optim.stepss" in said
     assert "grpo: accelerate: no such file: none.yaml" in said
-    assert said.count("there is no test, and no step makes it") == 4
+    who = "eval/base, eval/zero, eval/cold_start, eval/grpo"
+    assert f"{who}: there is no test, and no step makes it" in said
     assert disk.ran == []
 
 
@@ -278,7 +280,7 @@ def test_the_plan_says_what_is_done_and_what_goes_on(write):
     steps = list(steps_of(write()).values())
     disk = Disk()
     disk.found = {"prompts": Standing.COMPLETE, "zero": Standing.BEGUN}
-    lines = told(steps, standings(steps, disk.standing)).splitlines()
+    lines = plan_of(steps, standings(steps, disk.standing)).splitlines()
     assert [line[:5] for line in lines] == ["done ", "go on", *["to do"] * 7]
     assert lines[1].split()[2:5] == ["zero", "mmalign", "train"]
 

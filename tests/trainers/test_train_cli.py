@@ -126,5 +126,7 @@ def test_how_far_a_run_is_can_be_asked(recipe, pairs, tmp_path: Path, capsys):
     started["data"]["path"] = str(other)
     (made.run.output / "recipe.yaml").write_text(yaml.safe_dump(started))
     assert "the dataset changed since this run was trained" in asked(f"data.path={other}")
+    shutil.rmtree(other)
+    assert asked(f"data.path={other}") == "complete"
     after = {file: file.stat().st_mtime_ns for file in made.run.output.rglob("*")}
     assert before.keys() == after.keys()
