@@ -21,6 +21,9 @@ def build(
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Dotted overrides, such as shard=3/16."),
     ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read the config, say how far its output is, and stop.")
+    ] = False,
 ) -> None:
     """Build a dataset: examples, or preference pairs from examples.
 
@@ -32,7 +35,13 @@ def build(
     from data_builders.inspect import by_reason
     from mmalign.store import MANIFEST, read_manifest
 
-    out = load_builder(config, overrides or ()).build()
+    builder = load_builder(config, overrides or ())
+    if check:
+        from data_builders.standing import standing
+
+        typer.echo(standing(builder).told(builder.output))
+        return
+    out = builder.build()
     if not (out / MANIFEST).exists():
         typer.echo(f"{out}: this shard is finished, others are not")
         return

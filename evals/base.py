@@ -150,7 +150,7 @@ def text_field(row: Row, name: str, where: str) -> str:
     return value
 
 
-def check_known(answers: Mapping[str, str], ids: set[str], key: str) -> None:
+def check_known(answers: Mapping[str, object], ids: set[str], key: str) -> None:
     """Raise DataError when answers carry ids that the benchmark does not ask."""
     unknown = sorted(set(answers) - ids)
     if unknown:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evals import chair, image_preference, pope, reward_bench
+from evals import chair, image_preference, pope, reward_bench, verifiable
 from evals.base import Row, cluster_of, read_jsonl, shown
 from evals.run import RESULTS
 from evals.stats import Interval, Ratio, mcnemar, paired_difference
@@ -24,8 +24,8 @@ _ANEW = "write it anew with `mmalign eval rescore` and its recipe"
 class Comparison:
     """How metric `b` differs from `a` on the same items; `interval` is of the difference.
 
-    Accuracy has McNemar's exact p, the others the paired bootstrap's. Relative figures are of
-    (b - a) / a, None where a is or may well be 0.
+    Accuracy and format rate have McNemar's exact p, the others the paired bootstrap's. Relative
+    figures are of (b - a) / a, None where a is or may well be 0.
     """
 
     suite: str
@@ -86,6 +86,28 @@ _RULES = {
         read=("answer", "correct", "category", "num_written", "num_cut"),
         same=("image", "question"),
         compared={"acc": "mcnemar", "acc_plus": "bootstrap"},
+    ),
+    "verifiable": _Rules(
+        metrics=verifiable.metrics,
+        read=(
+            "answer",
+            "category",
+            "correct",
+            "well_formed",
+            "no_answer",
+            "undecided",
+            "finished",
+            "num_tokens",
+        ),
+        same=("prompt", "truth"),
+        compared={
+            "accuracy": "mcnemar",
+            "format": "mcnemar",
+            "no_answer": "bootstrap",
+            "undecided": "bootstrap",
+            "finished": "bootstrap",
+            "response_tokens": "bootstrap",
+        },
     ),
     "image_preference": _Rules(
         metrics=image_preference.metrics,

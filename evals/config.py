@@ -10,12 +10,13 @@ from pydantic import Field, PositiveInt, field_validator
 from evals.chair import Chair
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
+from evals.verifiable import VerifiableBench
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.engines import AnyEngine, LocalEngine
 from mmalign.models.quantization import Quantization
 
-AnyBenchmark = Annotated[Pope | Chair | RewardBench, Field(discriminator="name")]
+AnyBenchmark = Annotated[Pope | Chair | RewardBench | VerifiableBench, Field(discriminator="name")]
 
 
 class EvalModel(Strict):
@@ -39,7 +40,9 @@ class EvalModel(Strict):
 
 
 class EvalRecipe(Strict):
-    """One evaluation run. Answers are greedy; `seed` draws the bootstrap samples.
+    """One evaluation run. `seed` draws the bootstrap samples.
+
+    Answers are greedy, but where a benchmark has a `decoding` of its own.
 
     engine: where answers are generated, local or ray (docs/evaluate.md); no result tells of it.
     """

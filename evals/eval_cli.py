@@ -11,7 +11,7 @@ from pathlib import Path
 import typer
 
 app = typer.Typer(
-    help="Score a checkpoint on hallucination benchmarks, with intervals and paired tests.",
+    help="Score a checkpoint on benchmarks, with intervals and paired tests.",
     no_args_is_help=True,
     rich_markup_mode=None,
     add_completion=False,
@@ -19,7 +19,8 @@ app = typer.Typer(
 
 # Means of counts and of judges' scores; every other metric is a fraction, shown in percent.
 _NUMBERS = {
-    "num_words", "mentions", "pick_score", "hps_v2", "aesthetic", "clip_score", "digit_style",
+    "num_words", "mentions", "response_tokens",
+    "pick_score", "hps_v2", "aesthetic", "clip_score", "digit_style",
 }  # fmt: skip
 
 
@@ -27,13 +28,22 @@ _NUMBERS = {
 def run(
     config: Path = typer.Argument(help="An eval recipe, such as configs/eval/pope_coco.yaml."),
     overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Replace settings."),
+    check: bool = typer.Option(
+        False, "--check", help="Read the recipe, say how far its output is, and stop."
+    ),
 ) -> None:
     """Generate the answers that are not there yet, score all of them, print the scores."""
     from evals.config import EvalRecipe
     from evals.run import evaluate
     from mmalign.config import load_config
 
-    _print_results(evaluate(load_config(config, EvalRecipe, overrides or ())))
+    recipe = load_config(config, EvalRecipe, overrides or ())
+    if check:
+        from evals.standing import standing
+
+        typer.echo(standing(recipe).told(recipe.output))
+        return
+    _print_results(evaluate(recipe))
 
 
 @app.command(name="image_preference")

@@ -82,6 +82,14 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("recall", "recall", "higher"),
         Metric("num_words", "words", percent=False),
     ),
+    "verifiable": (
+        Metric("accuracy", "accuracy", "higher"),
+        Metric("format", "format", "higher"),
+        Metric("no_answer", "no answer", "lower"),
+        Metric("undecided", "undecided", "lower"),
+        Metric("finished", "finished", "higher"),
+        Metric("response_tokens", "tokens", percent=False),
+    ),
     "reward_bench": (
         Metric("acc", "Acc", "higher"),
         Metric("acc_plus", "Acc+", "higher"),

@@ -26,6 +26,7 @@ from evals.report import (
     measures,
     suite_title,
 )
+from evals.report_answers import add_answers
 from evals.report_pictures import add_pictures, add_samples
 from evals.report_probes import add_probes
 from evals.report_scenes import add_scenes
@@ -40,6 +41,15 @@ _CURVES = {
         "Margin",
         "Of chosen over rejected, as each loss measures it; against the reference, if it has one.",
     ),
+    "train/reward/format": (
+        "Reward: format",
+        "Share of rollouts in form, before the reward's weight.",
+    ),
+    "train/reward/accuracy": (
+        "Reward: accuracy",
+        "Share of rollouts with a right answer, before the reward's weight.",
+    ),
+    "train/response_tokens": ("Length of rollouts in tokens", "Their end included."),
     "train/chosen_error": (
         "Denoising error of the chosen picture",
         "A diffusion model's own measure: the smaller, the likelier it finds the picture.",
@@ -57,13 +67,23 @@ _CURVES = {
         "Below zero, training has made the rejected response less likely.",
     ),
 }
-_ITEMS = {"pope": "questions", "chair": "pictures", "image_preference": "pictures"}
+_ITEMS = {
+    "pope": "questions",
+    "verifiable": "questions",
+    "chair": "pictures",
+    "image_preference": "pictures",
+}
 _MEANINGS = {
     "pope": "POPE asks whether an object is in the picture. Accuracy and F1 are of the answers, "
     "yes being positive; yes ratio is the share of answers that are yes.",
     "chair": "CHAIR looks for objects in captions. CHAIR_i is the share of mentioned objects that "
     "are not in the picture, CHAIR_s the share of captions that mention such an object, recall "
     "the share of the picture's objects that are mentioned, words the mean length of a caption.",
+    "verifiable": "Answers were checked by the functions that reward rollouts. Accuracy is the "
+    "share of right answers, in whatever form; format the share of responses that ended by "
+    "themselves with one think block and one answer block; no answer the share in which none was "
+    "found, undecided that in which the verifier cannot tell, finished that which was not cut; "
+    "tokens is the mean length.",
     "image_preference": "Every model drew the same prompts from the same noise, and each judge "
     "scored every picture. Wins are the share of pictures that a judge scores above base's picture "
     "of the same prompt and noise, ties counted half; their difference is from the 50 % at which "
@@ -177,8 +197,8 @@ def _page(report: Report) -> Page:
     for benchmark in [name for name in _MEANINGS if name in benchmarks]:
         page.paragraph(_MEANINGS[benchmark])
     page.paragraph(
-        "Numbers are percentages, except words and judges' scores; ± is half the width of the 95% "
-        "bootstrap interval. An arrow says which way is better."
+        "Numbers are percentages, except words, tokens and judges' scores; ± is half the width of "
+        "the 95% bootstrap interval. An arrow says which way is better."
     )
     if unanswered := _unanswered(report):
         page.paragraph(unanswered)
@@ -193,6 +213,7 @@ def _page(report: Report) -> Page:
     _add_curves(page, report)
     add_probes(page, report)
     add_scenes(page, report)
+    add_answers(page, report)
     add_pictures(page, report)
     add_samples(page, report)
     page.heading("How it was run")

@@ -25,6 +25,7 @@ from evals.config import EvalRecipe
 from evals.image_preference import ImagePreferenceRecipe
 from evals.reward_bench import RewardBench
 from evals.stats import intervals
+from evals.verifiable import VerifiableBench
 from mmalign import log
 from mmalign.clips import Clip
 from mmalign.engines import Deferred
@@ -40,6 +41,8 @@ PACKAGES = ("mmalign", "numpy", "torch", "transformers")
 _BATCHES = 4
 # Some requests to one benchmark, by its place in the recipe.
 _Chunk = tuple[int, list[Request]]
+# Most benchmarks score texts; whether a response has a form hangs on more than its text.
+_Benchmark = Benchmark | VerifiableBench
 # A request's id with its answer, or why there is none.
 _Reply = tuple[str, Generation | MediaError]
 _logger = log.get_logger("evals")
@@ -85,7 +88,7 @@ def evaluate(recipe: EvalRecipe, generator: Generator | None = None) -> Path:
 def _ask(
     recipe: EvalRecipe,
     loaded: Deferred[Generator],
-    asked: Sequence[tuple[Benchmark, Sequence[Request]]],
+    asked: Sequence[tuple[_Benchmark, Sequence[Request]]],
     fingerprint: str,
     answers: dict[str, Answer],
 ) -> None:
@@ -160,7 +163,7 @@ def _finish(
     folder: Path,
     recipe: EvalRecipe,
     model: dict[str, str],
-    asked: Sequence[tuple[Benchmark, Sequence[Request]]],
+    asked: Sequence[tuple[_Benchmark, Sequence[Request]]],
     answers: dict[str, Answer],
 ) -> Path:
     """Score every suite, then replace the folder's items and, last, its results."""
@@ -175,15 +178,18 @@ def _finish(
                 fix="run the recipe to generate them; the answers already there are kept",
             )
         given = {name: answers[key] for name, key in keys.items()}
-        texts = {name: answer.text for name, answer in given.items() if answer.text is not None}
-        if not texts:
+        made = {name: whole for name, answer in given.items() if (whole := _whole(name, answer))}
+        if not made:
             first = requests[0]
             raise DataError(
                 f"no {_kind(requests)} of its {len(keys)} questions can be read",
                 where=benchmark.key,
                 fix=f"check that {first.media_root} holds {_files(first)[0][0]}",
             )
-        suite = benchmark.score(texts)
+        if isinstance(benchmark, VerifiableBench):
+            suite = benchmark.score(made)
+        else:
+            suite = benchmark.score({name: whole.text for name, whole in made.items()})
         items = [{**row, "num_tokens": _num_tokens(row, given)} for row in suite.items]
         scored.append(dataclasses.replace(suite, items=items))
     return write_results(folder, recipe, model, scored)
@@ -212,6 +218,15 @@ def write_results(
     }
     write_atomically(folder / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return folder
+
+
+def _whole(name: str, answer: Answer) -> Generation | None:
+    """The answer to a request as it was generated; None where there was none."""
+    if answer.text is None:
+        return None
+    return Generation(
+        id=name, text=answer.text, num_tokens=answer.num_tokens, finished=answer.finished
+    )
 
 
 def _num_tokens(row: Row, given: dict[str, Answer]) -> int:
@@ -271,11 +286,13 @@ def _generate(
     yield from ((answer.id, answer) for answer in made)
 
 
-def _sampling(benchmark: Benchmark) -> Sampling:
+def _sampling(benchmark: _Benchmark) -> Sampling:
+    if isinstance(benchmark, VerifiableBench):
+        return benchmark.sampling()
     return Sampling(max_new_tokens=benchmark.max_new_tokens)
 
 
-def _keys(benchmark: Benchmark, requests: Sequence[Request], fingerprint: str) -> dict[str, str]:
+def _keys(benchmark: _Benchmark, requests: Sequence[Request], fingerprint: str) -> dict[str, str]:
     """Request id to a key that changes with whatever may change the answer.
 
     Media count by name and stated hash: the folder may move, its files should not change.
@@ -306,7 +323,7 @@ def _media(request: Request) -> list[Media | Clip]:
     return [*request.images, *request.videos]
 
 
-def _answerer(benchmark: Benchmark, loaded: Deferred[Generator]) -> Generator:
+def _answerer(benchmark: _Benchmark, loaded: Deferred[Generator]) -> Generator:
     """What answers a benchmark: the model's words, or for a reward benchmark its rewards."""
     generator = loaded.value
     if not isinstance(benchmark, RewardBench):

@@ -1,7 +1,9 @@
-"""The core's own verbs: init-model, merge, doctor, quickstart. Nothing here imports torch."""
+"""The core's own verbs; nothing here imports torch."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,7 @@ init_model = typer.Typer(rich_markup_mode=None, add_completion=False)
 merge = typer.Typer(rich_markup_mode=None, add_completion=False)
 doctor = typer.Typer(rich_markup_mode=None, add_completion=False)
 quickstart = typer.Typer(rich_markup_mode=None, add_completion=False)
+recipe = typer.Typer(rich_markup_mode=None, add_completion=False, no_args_is_help=True)
 
 
 @init_model.command()
@@ -43,7 +46,11 @@ def _merge(
 
     if output.exists() and any(output.iterdir()):
         raise ModelError("is not empty", where=str(output), fix="choose a new folder")
-    load_policy(ModelConfig(path=str(adapter))).save(output)
+    # Whole or absent: a folder that is there can be trained on.
+    partial = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    load_policy(ModelConfig(path=str(adapter))).save(partial)
+    os.replace(partial, output)
     typer.echo(output)
 
 
@@ -75,3 +82,45 @@ def _quickstart(
             typer.echo(f"{number:2d}  {step.say}\n    {step.command}")
         return
     run_steps(steps, only=only)
+
+
+@recipe.callback()
+def _recipe() -> None:
+    """Run all stages of a method in order, each in a process of its own."""
+
+
+@recipe.command(name="specs")
+def _specs(
+    config: Annotated[
+        Path,
+        typer.Argument(help="YAML of the stages, such as configs/recipes/specs_qwen25vl.yaml."),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Dotted overrides, such as grpo.set.optim.steps=100 or zero=null.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all configs, print the plan, and stop.")
+    ] = False,
+) -> None:
+    """SPECS: prompts, pairs, cold start, GRPO and evaluation. What is complete is skipped."""
+    from mmalign.chain import StepFailed, plan_of, run_steps, standings
+    from mmalign.config import load_config
+    from mmalign.specs_chain import SpecsChain, tell
+
+    chain = load_config(config, SpecsChain, overrides or ())
+    steps = chain.steps()
+    chain.check_base()
+    found = standings(steps)
+    typer.echo(plan_of(steps, found))
+    if dry_run:
+        return
+    try:
+        run_steps(steps, found)
+    except StepFailed as error:
+        typer.echo(f"stopped: {error}", err=True)
+        raise typer.Exit(error.code) from None
+    tell(chain)

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from mmalign.chain import standing_of
 from mmalign.config import load_config
 from mmalign.quickstart import Plan
+from mmalign.specs_chain import SpecsChain
+from mmalign.standing import Standing
 from trainers.config import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,6 +27,21 @@ def test_every_quickstart_step_names_a_config_that_exists():
     named = [word for step in plan.steps for word in step.run if word.endswith(".yaml")]
     assert named
     assert [word for word in named if not (ROOT / word).is_file()] == []
+
+
+CHAINS = ["configs/recipes/specs_qwen25vl.yaml", "configs/lab/sums_specs_recipe.yaml"]
+
+
+@pytest.mark.parametrize("file", CHAINS)
+def test_every_stage_of_a_shipped_chain_would_start(file: str, tmp_path, monkeypatch):
+    """Each config reads with what the chain hands to it."""
+    monkeypatch.chdir(ROOT)
+    steps = load_config(file, SpecsChain, [f"output={tmp_path}"]).steps()
+    assert {step.name: standing_of(step) for step in steps} == {
+        step.name: Standing.ABSENT for step in steps
+    }
+    assert all(step.accelerate is None or step.accelerate.is_file() for step in steps)
+    assert list(tmp_path.iterdir()) == []
 
 
 ACCELERATE = sorted((ROOT / "configs" / "accelerate").glob("*.yaml"))

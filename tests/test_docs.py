@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from mmalign.cli import verbs
-from mmalign.config import apply_overrides, read_yaml, validate
+from mmalign.config import apply_overrides, load_config, read_yaml, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -84,14 +84,17 @@ def test_every_config_command_reads(page: Path):
     from evals.config import EvalRecipe
     from evals.image_preference import ImagePreferenceRecipe
     from evals.report import ReportRecipe
+    from mmalign.specs_chain import SpecsChain
     from trainers.config import Recipe
     from trainers.recipes import kind_of
 
     kinds = {"train": None, "estimate": Recipe, "eval": EvalRecipe, "report": ReportRecipe}
     for verb, *rest in commands(page):
         names = [word for word in rest if word.endswith(".yaml") and word not in INVENTED]
+        overrides = [word for word in rest if "=" in word]
+        if verb == "recipe" and names:
+            load_config(ROOT / names[0], SpecsChain, overrides)
         if verb in ("build", *kinds) and names:
-            overrides = [word for word in rest if "=" in word]
             path = ROOT / names[0]
             if verb == "build":
                 load_builder(path, overrides)

@@ -12,13 +12,25 @@ CONFIG = typer.Argument(..., metavar="RECIPE", help="A YAML file, such as config
 OVERRIDES = typer.Argument(None, metavar="[key=value]...", help="Dotted overrides: loss.beta=0.2")
 
 
+CHECK = typer.Option(False, "--check", help="Read the recipe, say how far its run is, and stop.")
+
+
 @train.command()
-def train_command(config: str = CONFIG, overrides: list[str] | None = OVERRIDES) -> None:
+def train_command(
+    config: str = CONFIG, overrides: list[str] | None = OVERRIDES, check: bool = CHECK
+) -> None:
     """Train a model by a recipe, or continue where its run stopped."""
-    from trainers.loop import train
     from trainers.recipes import load_recipe
 
-    for _ in train(load_recipe(config, overrides or [])):
+    recipe = load_recipe(config, overrides or [])
+    if check:
+        from trainers.directory import standing
+
+        typer.echo(standing(recipe).told(recipe.run.output))
+        return
+    from trainers.loop import train
+
+    for _ in train(recipe):
         pass  # The run tells what happens through its log lines.
 
 

@@ -30,7 +30,8 @@ from safetensors import SafetensorError
 from mmalign.config import read_yaml
 from mmalign.errors import TrainingError
 from mmalign.log import get_logger, is_main_process
-from mmalign.store import write_atomically
+from mmalign.standing import Standing
+from mmalign.store import MANIFEST, read_manifest, write_atomically
 from trainers.config import Recipe
 from trainers.images.config import ImageRecipe
 
@@ -65,7 +66,7 @@ class RunDirectory:
         self.finished = (self.path / "run.json").exists()
         self.newest = self._newest()
         if self.finished or self.newest:
-            self._check_same()
+            _check_same(self.path, recipe)
         binding = {k: v for k, v in _flatten_recipe(recipe).items() if not _free(k)}
         self.recipe_hash = hashlib.sha256(json.dumps(binding).encode()).hexdigest()
 
@@ -112,34 +113,70 @@ class RunDirectory:
         return lock
 
     def _newest(self) -> Path | None:
-        complete = []
         for folder in sorted(self.checkpoints.glob("*step-*")):
-            if (folder / "checkpoint.json").exists() and not folder.name.startswith("."):
-                complete.append(folder)
-            else:
+            if not _is_whole(folder):
                 logger.info("skipping %s: it is incomplete", folder)
-        return complete[-1] if complete else None
+        return _newest(self.checkpoints)
 
-    def _check_same(self) -> None:
-        if self.recipe.run.resume == "never":
-            raise TrainingError(
-                "holds a run already, and run.resume=never",
-                where=str(self.path),
-                fix="choose another run.output, or continue with run.resume=auto",
-            )
-        old = _flatten(read_yaml(self.path / "recipe.yaml"))
-        new = _flatten_recipe(self.recipe)
-        changed = [
-            f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
-            for key in sorted(old.keys() | new.keys())
-            if not _free(key) and old.get(key) != new.get(key)
-        ]
-        if changed:
-            raise TrainingError(
-                f"holds a run of another recipe: {'; '.join(changed)}",
-                where=str(self.path),
-                fix="choose another run.output, or undo the change to continue this run",
-            )
+
+def standing(recipe: Recipe | ImageRecipe) -> Standing:
+    """How far a recipe's run is; nothing is written, and nothing locked.
+
+    Raises TrainingError where its folder holds a run of another recipe, or one that is finished and
+    was trained on what the dataset no longer is.
+    """
+    path = recipe.run.output
+    finished = (path / "run.json").exists()
+    if not finished and _newest(path / "checkpoints") is None:
+        return Standing.ABSENT
+    _check_same(path, recipe)
+    if not finished:
+        return Standing.BEGUN
+    try:
+        trained_on = json.loads((path / "run.json").read_text())["dataset"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise damaged(path / "run.json", str(error)) from None
+    there = (recipe.data.path / MANIFEST).exists()  # It may be gone: the run is done with it.
+    if there and read_manifest(recipe.data.path).content_hash != trained_on:
+        raise TrainingError(
+            "the dataset changed since this run was trained",
+            where=f"{path}, trained on {recipe.data.path}",
+            fix="put it back as it was, or choose another run.output",
+        )
+    return Standing.COMPLETE
+
+
+def _newest(checkpoints: Path) -> Path | None:
+    """The last complete checkpoint of a run, or None."""
+    whole = [folder for folder in sorted(checkpoints.glob("*step-*")) if _is_whole(folder)]
+    return whole[-1] if whole else None
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    return (checkpoint / "checkpoint.json").exists() and not checkpoint.name.startswith(".")
+
+
+def _check_same(path: Path, recipe: Recipe | ImageRecipe) -> None:
+    """Raise TrainingError where a run's folder is another recipe's."""
+    if recipe.run.resume == "never":
+        raise TrainingError(
+            "holds a run already, and run.resume=never",
+            where=str(path),
+            fix="choose another run.output, or continue with run.resume=auto",
+        )
+    old = _flatten(read_yaml(path / "recipe.yaml"))
+    new = _flatten_recipe(recipe)
+    changed = [
+        f"{key} was {old.get(key)!r} and is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if not _free(key) and old.get(key) != new.get(key)
+    ]
+    if changed:
+        raise TrainingError(
+            f"holds a run of another recipe: {'; '.join(changed)}",
+            where=str(path),
+            fix="choose another run.output, or undo the change to continue this run",
+        )
 
 
 @contextmanager

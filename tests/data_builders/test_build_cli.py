@@ -143,3 +143,34 @@ def test_a_missing_source_is_told_before_a_model_is_loaded(tmp_path, capsys, rep
     config = str(repo_root / "configs" / "build" / "realign_coco.yaml")
     assert cli.run(["build", config, f"source={tmp_path / 'absent'}"]) == 2
     assert "no such dataset" in capsys.readouterr().err
+
+
+def test_how_far_a_build_is_can_be_asked(tmp_path, capsys, repo_root):
+    """By the marks of jobs, and of builders that write their dataset at once."""
+
+    def asked(config: str, *overrides: str) -> str:
+        words = [str(repo_root / "configs" / config), f"output={tmp_path / Path(config).stem}"]
+        code = run(["build", *words, *overrides, "--check"])
+        told = capsys.readouterr()
+        return told.out.split()[0] if code == 0 else told.err
+
+    sums, form = "lab/sums_prompts.yaml", "build/instruct_form.yaml"
+    source = f"source={tmp_path / 'sums_prompts'}"
+    assert asked(sums, "num_rows=3") == "absent"
+    assert not (tmp_path / "sums_prompts").exists()
+    load_builder(
+        repo_root / "configs" / sums, [f"output={tmp_path / 'sums_prompts'}", "num_rows=3"]
+    ).build()
+    assert asked(sums, "num_rows=3") == "complete"
+    assert "was built with other settings: num_rows was 3, is 3000" in asked(sums)
+    assert asked(form, source) == "absent"
+    out = load_builder(
+        repo_root / "configs" / form, [f"output={tmp_path / 'instruct_form'}", source]
+    ).build()
+    assert asked(form, source) == "complete"
+    (out / "manifest.json").unlink()
+    assert asked(form, source) == "begun"
+    assert "instruction was" in asked(form, source, "instruction=Think.")
+    assert "sourse: did you mean source?" in asked(form, "sourse=x")
+    (out / "job.json").write_text("{}")
+    assert "is no job of a build" in asked(form, source)

@@ -362,3 +362,30 @@ def test_a_typo_in_a_benchmark_is_named(recipe):
 def test_shipped_recipes_load(name):
     recipe = load_config(ROOT / f"configs/eval/{name}.yaml", EvalRecipe)
     assert recipe.benchmarks
+
+
+def test_how_far_a_run_is_can_be_asked(recipe, tmp_path, capsys):
+    from mmalign.cli import run
+    from mmalign.config import dump_yaml
+
+    model = tmp_path / "model"
+    model.mkdir()
+    recipe = make_recipe(model={"path": str(model)})
+    Path("recipe.yaml").write_text(dump_yaml(recipe))
+
+    def asked(*overrides: str) -> str:
+        assert run(["eval", "run", "recipe.yaml", "--check", *overrides]) == 0
+        return capsys.readouterr().out.split()[0]
+
+    assert asked() == "absent"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(recipe, Parrot(stop_after=8))
+    assert asked() == "begun"
+    evaluate(recipe, Parrot())
+    before = written(recipe.output)
+    assert asked() == "complete"
+    assert asked("seed=1") == "begun"
+    # Weights that are newer than the results may be others.
+    (model / "model.safetensors").write_text("")
+    assert asked() == "begun"
+    assert written(recipe.output) == before

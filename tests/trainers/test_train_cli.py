@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from mmalign.cli import run
 from mmalign.config import dump_yaml
 from mmalign.losses import DPO
 from mmalign.scoring.scorer import Scorer
+from trainers.loop import Saved, train
 
 
 def test_the_verbs_import_no_torch():
@@ -88,3 +91,42 @@ def test_an_error_is_all_that_is_said(tmp_path: Path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: nowhere: no such dataset. Build it, or correct the path.\n"
+
+
+def test_how_far_a_run_is_can_be_asked(recipe, pairs, tmp_path: Path, capsys):
+    """Nothing is written and no folder made; what must not be gone on with is told."""
+    made = recipe(optim={"steps": 2}, run={"save_every_steps": 1})
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_yaml(made))
+
+    def asked(*overrides: str) -> str:
+        code = run(["train", str(file), "--check", *overrides])
+        told = capsys.readouterr()
+        return told.out.split()[0] if code == 0 else told.err
+
+    assert asked() == "absent"
+    assert not made.run.output.exists()
+    events = train(made)
+    assert next(event for event in events if isinstance(event, Saved))
+    events.close()
+    assert asked() == "begun"
+    assert "holds a run of another recipe: optim.lr was 0.001" in asked("optim.lr=0.5")
+    for _ in train(made):
+        pass
+    before = {file: file.stat().st_mtime_ns for file in made.run.output.rglob("*")}
+    assert asked() == "complete"
+    assert asked("run.log_every_steps=7") == "complete"
+    assert "holds a run of another recipe" in asked("optim.steps=3")
+    assert "loss.bata: did you mean loss.beta?" in asked("loss.bata=1")
+    other = tmp_path / "pairs"
+    shutil.copytree(pairs, other)
+    manifest = other / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"content_hash": "', '"content_hash": "0'))
+    started = yaml.safe_load((made.run.output / "recipe.yaml").read_text())
+    started["data"]["path"] = str(other)
+    (made.run.output / "recipe.yaml").write_text(yaml.safe_dump(started))
+    assert "the dataset changed since this run was trained" in asked(f"data.path={other}")
+    shutil.rmtree(other)
+    assert asked(f"data.path={other}") == "complete"
+    after = {file: file.stat().st_mtime_ns for file in made.run.output.rglob("*")}
+    assert before.keys() == after.keys()
