@@ -88,7 +88,8 @@ def make_start(root: Path, seed: int, start: str) -> None:
     if changes is not None:
         train(
             "sums_cold_start.yaml",
-            [*changes, *probe, f"model.path={model}", f"data.path={folder}/pairs",
+            [*changes, *probe, f"model.path={model}", f"start_from={model}",
+             f"data.path={folder}/pairs",
              f"run.seed={seed}", f"run.output={folder}/cold_{start}"],
         )  # fmt: skip
         model = folder / f"cold_{start}" / "model"
