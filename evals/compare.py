@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evals import chair, image_preference, pope, reward_bench, verifiable
+from evals import chair, image_preference, pope, reward_bench, verifiable, video_hallucer
 from evals.base import Row, cluster_of, read_jsonl, shown
 from evals.run import RESULTS
 from evals.stats import Interval, Ratio, mcnemar, paired_difference
@@ -70,6 +70,10 @@ class _Rules:
                 yield name, "bootstrap", ours, theirs
 
 
+# What clip_questions writes of each question.
+_READ_TWICE = ("answer", "official", "strict", "correct_official", "correct_strict")
+_ASKED = ("label", "categories", "cluster")
+
 _RULES = {
     "pope": _Rules(
         metrics=pope.metrics,
@@ -125,6 +129,18 @@ _RULES = {
             "recall": "bootstrap",
             "num_words": "bootstrap",
             "order": "bootstrap",
+        },
+    ),
+    "video_hallucer": _Rules(
+        metrics=video_hallucer.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared={
+            "official/accuracy": "mcnemar",
+            "official/basic": "mcnemar",
+            "official/hallucination": "mcnemar",
+            "strict/accuracy": "mcnemar",
+            "yes_difference": "bootstrap",
         },
     ),
 }

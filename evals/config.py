@@ -11,12 +11,15 @@ from evals.chair import Chair
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.verifiable import VerifiableBench
+from evals.video_hallucer import VideoHallucer
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.engines import AnyEngine, LocalEngine
 from mmalign.models.quantization import Quantization
 
-AnyBenchmark = Annotated[Pope | Chair | RewardBench | VerifiableBench, Field(discriminator="name")]
+AnyBenchmark = Annotated[
+    Pope | Chair | RewardBench | VerifiableBench | VideoHallucer, Field(discriminator="name")
+]
 
 
 class EvalModel(Strict):

@@ -100,6 +100,14 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("yes_ratio", "yes ratio"),
         Metric("unparsed_rate", "unparsed", "lower"),
     ),
+    "video_hallucer": (
+        Metric("official/accuracy", "both right", "higher"),
+        Metric("official/basic", "basic", "higher"),
+        Metric("official/hallucination", "hallucinated", "higher"),
+        Metric("strict/accuracy", "both right, strict", "higher"),
+        Metric("yes_difference", "yes difference"),
+        Metric("unparsed_rate", "unparsed", "lower"),
+    ),
 }
 
 
