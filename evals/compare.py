@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evals import chair, image_preference, pope, reward_bench, verifiable, video_hallucer
+from evals import chair, image_preference, pope, reward_bench, verifiable, video_hallucer, vidhalluc
 from evals.base import Row, cluster_of, read_jsonl, shown
 from evals.run import RESULTS
 from evals.stats import Interval, Ratio, mcnemar, paired_difference
@@ -73,6 +73,7 @@ class _Rules:
 # What clip_questions writes of each question.
 _READ_TWICE = ("answer", "official", "strict", "correct_official", "correct_strict")
 _ASKED = ("label", "categories", "cluster")
+_ACCURACIES: dict[str, Test] = {"official/accuracy": "mcnemar", "strict/accuracy": "mcnemar"}
 
 _RULES = {
     "pope": _Rules(
@@ -142,6 +143,24 @@ _RULES = {
             "strict/accuracy": "mcnemar",
             "yes_difference": "bootstrap",
         },
+    ),
+    "vidhalluc_binary": _Rules(
+        metrics=vidhalluc.binary_metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "vidhalluc_choice": _Rules(
+        metrics=vidhalluc.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "vidhalluc_order": _Rules(
+        metrics=vidhalluc.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
     ),
 }
 

@@ -12,13 +12,22 @@ from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.verifiable import VerifiableBench
 from evals.video_hallucer import VideoHallucer
+from evals.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.engines import AnyEngine, LocalEngine
 from mmalign.models.quantization import Quantization
 
 AnyBenchmark = Annotated[
-    Pope | Chair | RewardBench | VerifiableBench | VideoHallucer, Field(discriminator="name")
+    Pope
+    | Chair
+    | RewardBench
+    | VerifiableBench
+    | VideoHallucer
+    | VidHallucBinary
+    | VidHallucChoice
+    | VidHallucOrder,
+    Field(discriminator="name"),
 ]
 
 

@@ -75,6 +75,11 @@ class Metric:
         return f"{rounded:{plus}.{self.decimals}f}".replace("-", "−")
 
 
+_READ_TWICE = (
+    Metric("official/accuracy", "accuracy", "higher"),
+    Metric("strict/accuracy", "accuracy, strict", "higher"),
+    Metric("unparsed_rate", "unparsed", "lower"),
+)
 METRICS: dict[str, tuple[Metric, ...]] = {
     "chair": (
         Metric("chair_i", "CHAIR_i", "lower"),
@@ -108,6 +113,9 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("yes_difference", "yes difference"),
         Metric("unparsed_rate", "unparsed", "lower"),
     ),
+    "vidhalluc_binary": _READ_TWICE,
+    "vidhalluc_choice": _READ_TWICE,
+    "vidhalluc_order": _READ_TWICE,
 }
 
 
