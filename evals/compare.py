@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evals import chair, image_preference, pope, reward_bench, verifiable, video_hallucer, vidhalluc
+from evals import (
+    chair,
+    image_preference,
+    pope,
+    reward_bench,
+    tempcompass,
+    verifiable,
+    video_hallucer,
+    vidhalluc,
+)
 from evals.base import Row, cluster_of, read_jsonl, shown
 from evals.run import RESULTS
 from evals.stats import Interval, Ratio, mcnemar, paired_difference
@@ -143,6 +152,12 @@ _RULES = {
             "strict/accuracy": "mcnemar",
             "yes_difference": "bootstrap",
         },
+    ),
+    "tempcompass": _Rules(
+        metrics=tempcompass.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
     ),
     "vidhalluc_binary": _Rules(
         metrics=vidhalluc.binary_metrics,

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveInt, field_validator
 from evals.chair import Chair
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
+from evals.tempcompass import TempCompass
 from evals.verifiable import VerifiableBench
 from evals.video_hallucer import VideoHallucer
 from evals.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
@@ -26,7 +27,8 @@ AnyBenchmark = Annotated[
     | VideoHallucer
     | VidHallucBinary
     | VidHallucChoice
-    | VidHallucOrder,
+    | VidHallucOrder
+    | TempCompass,
     Field(discriminator="name"),
 ]
 

@@ -113,6 +113,7 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("yes_difference", "yes difference"),
         Metric("unparsed_rate", "unparsed", "lower"),
     ),
+    "tempcompass": (*_READ_TWICE, Metric("match_rate", "matched")),
     "vidhalluc_binary": _READ_TWICE,
     "vidhalluc_choice": _READ_TWICE,
     "vidhalluc_order": _READ_TWICE,
