@@ -15,7 +15,9 @@ from evals import (
     reward_bench,
     tempcompass,
     verifiable,
+    video_choices,
     video_hallucer,
+    videomme,
     vidhalluc,
 )
 from evals.base import Row, cluster_of, read_jsonl, shown
@@ -158,6 +160,36 @@ _RULES = {
         read=_READ_TWICE,
         same=_ASKED,
         compared=_ACCURACIES,
+    ),
+    "tvbench": _Rules(
+        metrics=video_choices.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "mvbench": _Rules(
+        metrics=video_choices.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "longvideobench": _Rules(
+        metrics=video_choices.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "mlvu": _Rules(
+        metrics=video_choices.mlvu_metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "videomme": _Rules(
+        metrics=videomme.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared={"official/accuracy": "bootstrap", "strict/accuracy": "mcnemar"},
     ),
     "vidhalluc_binary": _Rules(
         metrics=vidhalluc.binary_metrics,

@@ -12,7 +12,9 @@ from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.tempcompass import TempCompass
 from evals.verifiable import VerifiableBench
+from evals.video_choices import LongVideoBench, Mlvu, MvBench, TvBench
 from evals.video_hallucer import VideoHallucer
+from evals.videomme import VideoMme
 from evals.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
@@ -28,7 +30,12 @@ AnyBenchmark = Annotated[
     | VidHallucBinary
     | VidHallucChoice
     | VidHallucOrder
-    | TempCompass,
+    | TempCompass
+    | TvBench
+    | MvBench
+    | Mlvu
+    | LongVideoBench
+    | VideoMme,
     Field(discriminator="name"),
 ]
 

@@ -10,6 +10,8 @@ import pytest
 
 from evals.compare import compare
 from evals.config import EvalRecipe
+from evals.report import ReportRecipe, collect
+from evals.report_page import write as write_report
 from evals.run import evaluate
 from evals.video_hallucer import VideoHallucer
 from mmalign.config import validate
@@ -156,7 +158,9 @@ class Told:
         ]
 
 
-def test_a_recipe_is_run_and_two_runs_are_compared(bench: VideoHallucer, tmp_path: Path):
+def test_a_recipe_is_run_compared_and_reported(
+    bench: VideoHallucer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     runs = {"base": answers(*[("yes", "yes")] * 4), "good": answers(*[("yes", "no")] * 4)}
     for name, given in runs.items():
         (tmp_path / "clips").mkdir(exist_ok=True)
@@ -173,3 +177,7 @@ def test_a_recipe_is_run_and_two_runs_are_compared(bench: VideoHallucer, tmp_pat
     assert found["official/accuracy"].p_value == pytest.approx(1 / 8)
     assert found["official/basic"].p_value == 1
     assert found["yes_difference"].difference == pytest.approx(-0.5)
+    told = {"output": "report", "base": "base", "runs": [{"name": "good", "eval": "good"}]}
+    monkeypatch.chdir(tmp_path)
+    page = write_report(collect(validate(told, ReportRecipe, "test")))
+    assert "both right, strict" in (page.parent / "report.md").read_text()
