@@ -33,7 +33,8 @@ class ClipQuestion:
 
     video: its file, below the benchmark's folder of clips. truth: the right answer, as a reading
     gives it. categories: what it counts under; the first one is what means over categories take.
-    group: what questions share that are right only together. options: by letter, if there are any.
+    cluster: what intervals draw together, such as the clip. group: what questions share that are
+    right only together; None for a question by itself. options: by letter, if there are any.
     """
 
     id: str
@@ -41,7 +42,8 @@ class ClipQuestion:
     text: str
     truth: str
     categories: tuple[str, ...]
-    group: str
+    cluster: str
+    group: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -133,8 +135,8 @@ class ClipBench(Strict):
             raise DataError("two questions share an id", where=self.key, got=twice[0])
         if self.limit is None or self.limit >= len(questions):
             return questions
-        kept = {question.group for question in questions[: self.limit]}
-        return [question for question in questions if question.group in kept]
+        first = {question.group or question.id for question in questions[: self.limit]}
+        return [question for question in questions if (question.group or question.id) in first]
 
     def _item(self, question: ClipQuestion, answer: str | None) -> Row:
         official, strict = (
@@ -144,7 +146,8 @@ class ClipBench(Strict):
         return {
             "id": question.id,
             "video": question.video,
-            "cluster": question.group,
+            "cluster": question.cluster,
+            "group": question.group or question.id,
             "prompt": self._asked(question),
             "categories": list(question.categories),
             "answer": answer,
@@ -164,12 +167,12 @@ def accuracy(items: Sequence[Row], reading: Reading, *, macro: bool = False) -> 
 
 def together(items: Sequence[Row], reading: Reading, *, macro: bool = False) -> Ratio:
     """The share of groups of which every question is right. A group counts at its first row."""
-    wrong = {row["cluster"] for row in items if not row[f"correct_{reading}"]}
+    wrong = {row["group"] for row in items if not row[f"correct_{reading}"]}
     right, counted, seen = np.zeros(len(items)), np.zeros(len(items)), set[str]()
     for place, row in enumerate(items):
-        if row["cluster"] not in seen:
-            seen.add(row["cluster"])
-            counted[place], right[place] = 1, row["cluster"] not in wrong
+        if row["group"] not in seen:
+            seen.add(row["group"])
+            counted[place], right[place] = 1, row["group"] not in wrong
     return _weighted(items, right, counted, macro=macro)
 
 

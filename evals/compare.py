@@ -83,7 +83,7 @@ class _Rules:
 
 # What clip_questions writes of each question.
 _READ_TWICE = ("answer", "official", "strict", "correct_official", "correct_strict")
-_ASKED = ("label", "categories", "cluster")
+_ASKED = ("label", "categories", "cluster", "group")
 _ACCURACIES: dict[str, Test] = {"official/accuracy": "mcnemar", "strict/accuracy": "mcnemar"}
 
 _RULES = {

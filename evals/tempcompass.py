@@ -131,7 +131,7 @@ def _task(task: Task, file: Path) -> list[ClipQuestion]:
                         text=text + _ASKED[task],
                         truth=truth,
                         categories=(task, aspect),
-                        group=clip,
+                        cluster=clip,
                         options=options,
                     )
                 )

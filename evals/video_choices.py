@@ -152,7 +152,7 @@ class _TaskFiles(Choices):
                         # Of equal candidates the script takes the last.
                         truth=right[-1],
                         categories=(task,),
-                        group=clip,
+                        cluster=clip,
                         options=options,
                     )
                 )
@@ -252,7 +252,7 @@ class LongVideoBench(Choices):
                         text_field(row, "question_category", where),
                         f"{row['duration_group']} s",
                     ),
-                    group=clip,
+                    cluster=clip,
                     options=options,
                 )
             )

@@ -124,6 +124,8 @@ class VideoHallucer(ClipBench):
                         text=text,
                         truth=truth,
                         categories=(subset, side),
+                        # A pair's two clips may differ; those of the basic questions recur.
+                        cluster=f"{subset}/{pair['basic']['video']}",
                         group=f"{subset}/{number}",
                     )
                 )

@@ -82,7 +82,7 @@ class VideoMme(Choices):
                     categories=tuple(
                         text_field(row, name, where) for name in ("duration", "domain", "task_type")
                     ),
-                    group=clip,
+                    cluster=clip,
                     options=options,
                 )
             )

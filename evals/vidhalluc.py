@@ -93,6 +93,7 @@ class VidHallucBinary(ClipBench):
                             text=text,
                             truth=truth,
                             categories=("binary",),
+                            cluster=name,
                             group=f"{name}/{number}",
                         )
                     )
@@ -160,7 +161,7 @@ class VidHallucChoice(ClipBench):
                         f"Choices:\n{lines}",
                         truth=truth,
                         categories=("one" if len(truth) == 1 else "several",),
-                        group=name,
+                        cluster=name,
                         options=options,
                     )
                 )
@@ -226,7 +227,7 @@ class VidHallucOrder(ClipBench):
                     text=text_field(row, "Question", where),
                     truth=truth,
                     categories=("both" if len(truth) == 2 else "one",),
-                    group=clip,
+                    cluster=clip,
                 )
             )
         return questions

@@ -117,6 +117,12 @@ def test_missing_answers_are_wrong_and_unknown_ones_refused(bench: VideoHallucer
         bench.score({"temporal/9/basic": "yes"})
 
 
+def test_pairs_about_one_clip_are_drawn_together(tmp_path: Path):
+    rows = write(tmp_path, temporal=[pair(), pair("a.mp4", "b.mp4"), pair("b.mp4")]).score({}).items
+    assert [row["cluster"] for row in rows[::2]] == [f"temporal/{n}.mp4" for n in "aab"]
+    assert len({row["group"] for row in rows}) == 3
+
+
 def test_limit_keeps_pairs_whole(bench: VideoHallucer):
     limited = bench.model_copy(update={"limit": 3})
     assert len(limited.requests()) == 4

@@ -64,7 +64,7 @@ def test_binary_is_right_only_for_all_clips(tmp_path: Path):
     # A clip without an answer makes its question wrong.
     assert values(binary.score(given))["official/accuracy"] == pytest.approx(2 / 3)
     assert values(binary.score({}))["official/accuracy"] == 0
-    # Three questions, of whole groups: the second group's other clip comes along.
+    # The first three answers belong to two questions, which are kept whole.
     assert len(bench(tmp_path, VidHallucBinary, BINARY, limit=3).requests()) == 4
 
 
