@@ -115,7 +115,7 @@ class ClipBench(Strict):
         return Suite(
             key=self.key,
             benchmark=self.label,
-            split=self.split,
+            split=self.key.removeprefix(self.label).lstrip("-") or None,
             videos=self.videos,
             method=self.method,
             items=items,

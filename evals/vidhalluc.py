@@ -188,7 +188,7 @@ class VidHallucChoice(ClipBench):
 
 
 class VidHallucOrder(ClipBench):
-    """tsh.json: {id: {video, Question, Correct Answer}}. data: the file."""
+    """The file of TSH: {id: {video, Question, Correct Answer}}. data: the file."""
 
     name: Literal["vidhalluc_order"] = "vidhalluc_order"
     data: Path

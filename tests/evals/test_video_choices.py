@@ -14,9 +14,11 @@ from evals.config import EvalRecipe
 from evals.stats import intervals
 from evals.video_choices import MLVU, MVBENCH, TVBENCH, LongVideoBench, Mlvu, MvBench, TvBench
 from evals.videomme import VideoMme, subtitle_text
-from mmalign.config import validate
+from mmalign.config import load_config, validate
 from mmalign.errors import DataError
 from mmalign.records import Media
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def row(**changes: Any) -> dict[str, Any]:
@@ -248,6 +250,7 @@ def test_videomme_asks_with_and_without_subtitles(tmp_path: Path):
     )
     assert text_of(told, 1) == text_of(plain, 1)
     assert (plain.key, told.key) == ("videomme", "videomme-subtitles")
+    assert (plain.score({}).split, told.score({}).split) == (None, "subtitles")
     assert told.requests()[0].videos == (Media(path="clip1.mp4"),)
     (tmp_path / "srt" / "clip1.srt").write_text("\n\n")
     with pytest.raises(DataError, match="holds no subtitle"):
@@ -281,3 +284,8 @@ def test_recipes_name_them(tmp_path: Path):
     benchmarks = [{"name": name, "data": "d", "videos": "v"} for name in names]
     recipe = {"name": "x", "model": {"path": "x"}, "output": "x", "benchmarks": benchmarks}
     assert [one.key for one in validate(recipe, EvalRecipe, "test").benchmarks] == names
+
+
+def test_the_recipe_of_all_benchmarks_over_clips_holds_together():
+    found = load_config(ROOT / "configs/eval/clips.yaml", EvalRecipe)
+    assert [one.key for one in found.benchmarks][-2:] == ["videomme", "videomme-subtitles"]
