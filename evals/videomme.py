@@ -1,8 +1,9 @@
 """Video-MME (Fu et al., 2024, arXiv 2405.21075): choices about short, medium and long clips.
 
-    official  the first capital A to D, after the phrases that the released script removes: "Best
-              option: C" is B. An answer without any is **left out of the count**, as there; a
-              missing one is wrong
+    official  the first capital A to D, after the phrases that lmms-eval's copy of the released
+              script removes: "Best option: C" is B. An answer without any is **left out of the
+              count**, as there; a missing one is wrong. Read from a quotation of that copy, never
+              run beside the script itself, of which other copies remove more phrases
     strict    mmalign.options.chosen_option: one letter, or the words of one option; an unread
               answer is wrong
 
@@ -23,7 +24,7 @@ from evals.video_choices import Choices, both
 from mmalign.errors import DataError
 from mmalign.options import chosen_option
 
-# What Video-MME's script removes from an answer before it looks for a letter, in this order.
+# What lmms-eval's copy of the script removes from an answer before it looks for a letter, in this order.
 _PHRASES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
 
 
