@@ -24,7 +24,7 @@ from evals.video_choices import Choices, both
 from mmalign.errors import DataError
 from mmalign.options import chosen_option
 
-# What lmms-eval's copy of the script removes from an answer before it looks for a letter, in this order.
+# What lmms-eval's copy removes from an answer before it looks for a letter, in this order.
 _PHRASES = ("The best answer is", "The correct answer is", "The answer is", "The answer")
 
 
