@@ -8,7 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from evals import chair, image_preference, pope, reward_bench, verifiable
+from evals import (
+    chair,
+    image_preference,
+    pope,
+    reward_bench,
+    tempcompass,
+    verifiable,
+    video_choices,
+    video_hallucer,
+    videomme,
+    vidhalluc,
+)
 from evals.base import Row, cluster_of, read_jsonl, shown
 from evals.run import RESULTS
 from evals.stats import Interval, Ratio, mcnemar, paired_difference
@@ -70,6 +81,11 @@ class _Rules:
                 yield name, "bootstrap", ours, theirs
 
 
+# What clip_questions writes of each question.
+_READ_TWICE = ("answer", "official", "strict", "correct_official", "correct_strict")
+_ASKED = ("label", "categories", "cluster", "group")
+_ACCURACIES: dict[str, Test] = {"official/accuracy": "mcnemar", "strict/accuracy": "mcnemar"}
+
 _RULES = {
     "pope": _Rules(
         metrics=pope.metrics,
@@ -126,6 +142,72 @@ _RULES = {
             "num_words": "bootstrap",
             "order": "bootstrap",
         },
+    ),
+    "video_hallucer": _Rules(
+        metrics=video_hallucer.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared={
+            "official/accuracy": "mcnemar",
+            "official/basic": "mcnemar",
+            "official/hallucination": "mcnemar",
+            "strict/accuracy": "mcnemar",
+            "yes_difference": "bootstrap",
+        },
+    ),
+    "tempcompass": _Rules(
+        metrics=tempcompass.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "tvbench": _Rules(
+        metrics=video_choices.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "mvbench": _Rules(
+        metrics=video_choices.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "longvideobench": _Rules(
+        metrics=video_choices.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "mlvu": _Rules(
+        metrics=video_choices.mlvu_metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "videomme": _Rules(
+        metrics=videomme.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared={"official/accuracy": "bootstrap", "strict/accuracy": "mcnemar"},
+    ),
+    "vidhalluc_binary": _Rules(
+        metrics=vidhalluc.binary_metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "vidhalluc_choice": _Rules(
+        metrics=vidhalluc.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
+    ),
+    "vidhalluc_order": _Rules(
+        metrics=vidhalluc.metrics,
+        read=_READ_TWICE,
+        same=_ASKED,
+        compared=_ACCURACIES,
     ),
 }
 

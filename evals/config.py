@@ -10,13 +10,34 @@ from pydantic import Field, PositiveInt, field_validator
 from evals.chair import Chair
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
+from evals.tempcompass import TempCompass
 from evals.verifiable import VerifiableBench
+from evals.video_choices import LongVideoBench, Mlvu, MvBench, TvBench
+from evals.video_hallucer import VideoHallucer
+from evals.videomme import VideoMme
+from evals.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.engines import AnyEngine, LocalEngine
 from mmalign.models.quantization import Quantization
 
-AnyBenchmark = Annotated[Pope | Chair | RewardBench | VerifiableBench, Field(discriminator="name")]
+AnyBenchmark = Annotated[
+    Pope
+    | Chair
+    | RewardBench
+    | VerifiableBench
+    | VideoHallucer
+    | VidHallucBinary
+    | VidHallucChoice
+    | VidHallucOrder
+    | TempCompass
+    | TvBench
+    | MvBench
+    | Mlvu
+    | LongVideoBench
+    | VideoMme,
+    Field(discriminator="name"),
+]
 
 
 class EvalModel(Strict):

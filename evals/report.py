@@ -75,6 +75,11 @@ class Metric:
         return f"{rounded:{plus}.{self.decimals}f}".replace("-", "−")
 
 
+_READ_TWICE = (
+    Metric("official/accuracy", "accuracy", "higher"),
+    Metric("strict/accuracy", "accuracy, strict", "higher"),
+    Metric("unparsed_rate", "unparsed", "lower"),
+)
 METRICS: dict[str, tuple[Metric, ...]] = {
     "chair": (
         Metric("chair_i", "CHAIR_i", "lower"),
@@ -100,6 +105,23 @@ METRICS: dict[str, tuple[Metric, ...]] = {
         Metric("yes_ratio", "yes ratio"),
         Metric("unparsed_rate", "unparsed", "lower"),
     ),
+    "video_hallucer": (
+        Metric("official/accuracy", "both right", "higher"),
+        Metric("official/basic", "basic", "higher"),
+        Metric("official/hallucination", "hallucinated", "higher"),
+        Metric("strict/accuracy", "both right, strict", "higher"),
+        Metric("yes_difference", "yes difference"),
+        Metric("unparsed_rate", "unparsed", "lower"),
+    ),
+    "tempcompass": (*_READ_TWICE, Metric("match_rate", "matched")),
+    "tvbench": _READ_TWICE,
+    "mvbench": _READ_TWICE,
+    "mlvu": _READ_TWICE,
+    "longvideobench": _READ_TWICE,
+    "videomme": (*_READ_TWICE, Metric("official/unparsed_rate", "not counted")),
+    "vidhalluc_binary": _READ_TWICE,
+    "vidhalluc_choice": _READ_TWICE,
+    "vidhalluc_order": _READ_TWICE,
 }
 
 

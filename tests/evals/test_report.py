@@ -359,10 +359,8 @@ def test_a_training_folder_without_metrics_is_told_before_anything_is_written(
 
 def test_a_benchmark_without_tests_is_shown_and_said_to_be_left_out(evaluations, tmp_path, caplog):
     report = collect(with_benchmark(evaluations, tmp_path, "amber"))
-    assert (
-        "left out: only pope, reward_bench, verifiable, image_preference, chair are compared"
-        in caplog.text
-    )
+    assert "amber-adversarial is left out: only pope, reward_bench, " in caplog.text
+    assert "are compared, and it is of amber" in caplog.text
     page = write(report).read_text()
     assert "AMBER adversarial: 120 items" in page
     assert "AMBER" not in section(page, "Differences from base")

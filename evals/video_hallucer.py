@@ -1,0 +1,166 @@
+"""VideoHallucer (Wang et al., 2024, arXiv 2406.16338): a true question and a hallucinated one.
+
+    basic           share of the questions about what is there that are answered right
+    hallucination   share of the questions about what is not there that are answered right
+    accuracy        share of pairs of which both are right: the number that papers give
+
+Each is the unweighted mean over subsets, as in the released script; `/<subset>` has a subset's own.
+
+    official  right if the right word stands anywhere in the answer, case aside: "Yes and no" is
+              right for either question
+    strict    mmalign.answers.yes_no
+
+Two numbers say which way a model leans, from the official reading of "yes" (the word yes stands in
+the answer): yes_difference, (answers with yes - questions with yes) / questions, and
+false_positive, the share of wrong answers that say yes. The released tool looks at the basic
+answer where it means the hallucinated one; here each question's own answer is read.
+Its test of facts in a video (fact_detect), which has another score, is left out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from evals.base import Row, text_field
+from evals.clip_questions import (
+    ClipBench,
+    ClipQuestion,
+    Reading,
+    accuracy,
+    by_category,
+    of_kind,
+    read_json,
+    together,
+    unparsed,
+)
+from evals.stats import Ratio, ratio
+from mmalign.answers import yes_no
+from mmalign.errors import DataError
+
+Subset = Literal[
+    "object_relation",
+    "temporal",
+    "semantic_detail",
+    "interaction",
+    "external_factual",
+    "external_nonfactual",
+]
+SIDES = ("basic", "hallucination")
+METHOD = "official: the right word stands in the answer; strict: opens with yes or no, else unread"
+
+
+class VideoHallucer(ClipBench):
+    """Pairs of questions, from the released folder: <subset>/<subset>.json and <subset>/videos.
+
+    videos: that folder. subsets: those asked; the default five are those of the published scores.
+    limit: whole pairs, of the first subsets.
+    """
+
+    name: Literal["video_hallucer"] = "video_hallucer"
+    subsets: tuple[Subset, ...] = Field(
+        default=(
+            "object_relation",
+            "temporal",
+            "semantic_detail",
+            "external_factual",
+            "external_nonfactual",
+        ),
+        min_length=1,
+    )
+    prompt: str = "{question}\nAnswer the question using 'yes' or 'no'."
+
+    @property
+    def label(self) -> str:
+        """The benchmark's name."""
+        return self.name
+
+    @property
+    def method(self) -> str:
+        """How answers are read."""
+        return METHOD
+
+    def load(self) -> list[ClipQuestion]:
+        """Both questions of every pair, the basic one first."""
+        return [
+            question
+            for subset in self.subsets
+            for question in self._subset(subset, self.videos / subset / f"{subset}.json")
+        ]
+
+    def read(self, question: ClipQuestion, answer: str, reading: Reading) -> str | None:
+        """Yes or no; the official rule looks for the right word only, then for the other one."""
+        if reading == "strict":
+            return yes_no(answer)
+        other = "no" if question.truth == "yes" else "yes"
+        return next((word for word in (question.truth, other) if _says(word, answer)), None)
+
+    def metrics(self, items: Sequence[Row]) -> dict[str, Ratio]:
+        """The metrics above."""
+        return metrics(items)
+
+    def _subset(self, subset: str, file: Path) -> list[ClipQuestion]:
+        questions: list[ClipQuestion] = []
+        for number, pair in enumerate(read_json(file, list), start=1):
+            where = f"{file}, pair {number}"
+            of_kind(pair, dict, where)
+            for side in SIDES:
+                row = of_kind(pair.get(side), dict, f"{where}, {side}")
+                truth = text_field(row, "answer", f"{where}, {side}").strip().lower()
+                if truth not in ("yes", "no"):
+                    raise DataError(
+                        "answer is wrong", where=f"{where}, {side}", got=truth, wanted="yes or no"
+                    )
+                text = text_field(row, "question", f"{where}, {side}")
+                clip = text_field(row, "video", f"{where}, {side}")
+                questions.append(
+                    ClipQuestion(
+                        id=f"{subset}/{number}/{side}",
+                        video=f"{subset}/videos/{clip}",
+                        text=text,
+                        truth=truth,
+                        categories=(subset, side),
+                        # A pair's two clips may differ; those of the basic questions recur.
+                        cluster=f"{subset}/{pair['basic']['video']}",
+                        group=f"{subset}/{number}",
+                    )
+                )
+        return questions
+
+
+def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
+    """Both readings' metrics, each subset's official accuracy, and the two leanings."""
+    found: dict[str, Ratio] = {}
+    readings: tuple[Reading, ...] = ("official", "strict")
+    for reading in readings:
+        found[f"{reading}/accuracy"] = together(items, reading, macro=True)
+        for side in SIDES:
+            found[f"{reading}/{side}"] = _side(items, reading, side)
+    subsets = [{**row, "categories": row["categories"][:1]} for row in items]
+    found |= by_category(subsets, "official/accuracy", together(items, "official"))
+    said = [row["answer"] is not None and _says("yes", row["answer"]) for row in items]
+    labelled = [row["label"] == "yes" for row in items]
+    lean = [int(given) - int(right) for given, right in zip(said, labelled, strict=True)]
+    wrong = [not row["correct_official"] for row in items]
+    found["yes_difference"] = ratio(lean, [1] * len(items))
+    found["false_positive"] = ratio(
+        [bad and given for bad, given in zip(wrong, said, strict=True)], wrong
+    )
+    found["unparsed_rate"] = unparsed(items)
+    return found
+
+
+def _side(items: Sequence[Row], reading: Reading, side: str) -> Ratio:
+    """Accuracy on one question of each pair, a mean over subsets."""
+    inside = [row["categories"][1] == side for row in items]
+    # Both questions of a pair are there, so weights by subset are right but for a factor.
+    whole = accuracy(items, reading, macro=True)
+    return ratio(whole.numerator * inside, whole.denominator * inside)
+
+
+def _says(word: str, answer: str) -> bool:
+    return re.search(rf"\b{word}\b", answer, re.IGNORECASE) is not None
