@@ -184,10 +184,11 @@ def run_ours(work: Work, folder: Path, mode: str) -> dict:
 
     rows = make_rows(work)
     by_id = {row["id"]: row["rollouts"] for row in rows}
-    # TRL's rows in TRL's order, so that the losses can be compared.
-    sampler.Sampler.batch = lambda self, step: list(  # type: ignore[method-assign]
-        range(step * self.batch_size, (step + 1) * self.batch_size)
-    )
+
+    def in_order(self: sampler.Sampler, step: int) -> list[int]:
+        """TRL's rows in TRL's order, so that the losses can be compared."""
+        return list(range(step * self.batch_size, (step + 1) * self.batch_size))
+
     sample = LocalGenerator.generate
 
     def generate(self, requests, sampling):
@@ -203,7 +204,11 @@ def run_ours(work: Work, folder: Path, mode: str) -> dict:
 
     length = {"name": "length", "max_tokens": work.longest,
               "buffer_tokens": work.longest - work.shortest}  # fmt: skip
-    with tempfile.TemporaryDirectory() as out, patch.object(LocalGenerator, "generate", generate):
+    with (
+        tempfile.TemporaryDirectory() as out,
+        patch.object(LocalGenerator, "generate", generate),
+        patch.object(sampler.Sampler, "batch", in_order),
+    ):
         records = [
             Verifiable(id=row["id"], prompt=user(row["prompt"], images=1),
                        images=(embed(row["image"]),), answer="1", verifier="exact")
