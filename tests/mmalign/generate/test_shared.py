@@ -11,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from mmalign.clips import Clip
 from mmalign.generate import local, shared
 from mmalign.generate.base import MaskImageTokens, NoisePixels, Request, Sampling
 from mmalign.generate.local import LocalGenerator
 from mmalign.generate.shared import Encoder, Row, cuts
 from mmalign.media import embed
-from mmalign.models.load import base_model
+from mmalign.models.load import ModelConfig, base_model, load_policy
+from mmalign.models.lora import Lora
 from mmalign.models.tiny import TinyModel
 from mmalign.records import Media, user
 
@@ -189,6 +191,44 @@ def test_what_sees_a_picture_otherwise_shares_nothing_with_it(generator, logits)
         assert torch.allclose(logits[request.id][:steps], expected[request.id][:steps], atol=2e-5)
     firsts = [expected[f"0-{QUESTIONS[0]} {number}"][0] for number in range(4)]
     assert all((a - b).abs().max() > 1e-4 for a, b in combinations(firsts, 2))
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen25vl", "qwen3vl"])
+def test_questions_on_one_clip_share_it(tmp_path, caches, family):
+    folder = TinyModel(output=str(tmp_path / family), family=family, words=WORDS).build()
+    generator = LocalGenerator.from_checkpoint(str(folder), device="cpu")
+    clips = [
+        Clip(
+            frames=np.random.RandomState(n).randint(0, 255, (4, 32, 32, 3), dtype=np.uint8),
+            indices=(0, 1, 2, 3), timestamps=(0.0, 0.5, 1.0, 1.5), source_fps=2.0,
+            num_source_frames=4, duration_seconds=2.0, key=f"clip-{n}",
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    requests = [
+        Request(id=f"{clip.key} {text}", prompt=user(text, videos=1), videos=(clip,))
+        for text in QUESTIONS
+        for clip in clips
+    ]
+    alone = [generator.generate([request], SAMPLED)[0] for request in requests]
+    assert not caches
+    assert generator.generate(requests, SAMPLED) == alone
+    assert caches == [(8, 2)]
+
+
+def test_an_adapter_shares_as_well(tmp_path, caches):
+    folder = TinyModel(output=str(tmp_path / "model"), family="qwen25vl", words=WORDS).build()
+    plain = LocalGenerator.from_checkpoint(str(folder), device="cpu")
+    policy = load_policy(ModelConfig(path=str(folder), lora=Lora(rank=4, alpha=8)))
+    with torch.no_grad():
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(generator=torch.Generator().manual_seed(0))
+    generator = LocalGenerator(policy)
+    alone = [generator.generate([request], SAMPLED)[0] for request in asked()]
+    assert generator.generate(asked(), SAMPLED) == alone
+    assert caches == [(12, 3)]
+    assert plain.generate(asked(), SAMPLED) != alone
 
 
 def row(ids: list[int], seen: str, pictures: int = 1) -> Row:
