@@ -38,6 +38,8 @@ bench: setup  ## Measure speed on the CPU: the tables of docs/benchmarks.md
 	$(BIN)/python scripts/bench/rollouts.py update --rounds 3
 	$(BIN)/python scripts/bench/rollouts.py whole --rounds 3
 	$(BIN)/python scripts/bench/builders.py --rounds 3
+	$(BIN)/python scripts/bench/evaluation.py --rounds 3
+	$(BIN)/python scripts/bench/evaluation.py --rounds 3 --new-tokens 2
 	$(BIN)/python scripts/bench/images.py costs
 	$(BIN)/python scripts/bench/images.py cached --train lora --precision bf16 --checkpointing
 	$(BIN)/python scripts/bench/images.py cached --train lora --precision bf16

@@ -52,7 +52,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rules:
+class Rules:
     """How one benchmark is compared: metrics from rows, the fields of a row, the tests.
 
     read: fields that a row must hold. same: those that must agree between the runs as well, beside
@@ -67,14 +67,18 @@ class _Rules:
     compared: dict[str, Test] | None = None
     paired: Callable[[Sequence[Row], Sequence[Row]], dict[str, tuple[Ratio, Ratio]]] | None = None
 
+    def tests(self, metrics: Mapping[str, Ratio]) -> dict[str, Test]:
+        """The test of each of the metrics that is compared."""
+        wanted = self.compared or dict.fromkeys(metrics, "bootstrap")
+        return {name: test for name, test in wanted.items() if name in metrics}
+
     def pairs(
         self, a_items: Sequence[Row], b_items: Sequence[Row]
     ) -> Iterator[tuple[str, Test, Ratio, Ratio]]:
         """(metric, test, of a, of b) for all that is compared."""
         a, b = self.metrics(a_items), self.metrics(b_items)
-        tests = self.compared or dict.fromkeys((name for name in a if name in b), "bootstrap")
-        for name, test in tests.items():
-            if name in a:
+        for name, test in self.tests(a).items():
+            if name in b:
                 yield name, test, a[name], b[name]
         if self.paired is not None:
             for name, (ours, theirs) in self.paired(a_items, b_items).items():
@@ -87,7 +91,7 @@ _ASKED = ("label", "categories", "cluster", "group")
 _ACCURACIES: dict[str, Test] = {"official/accuracy": "mcnemar", "strict/accuracy": "mcnemar"}
 
 _RULES = {
-    "pope": _Rules(
+    "pope": Rules(
         metrics=pope.metrics,
         read=("answer", "official", "strict", "correct_official"),
         same=("label",),
@@ -97,13 +101,13 @@ _RULES = {
             "yes_ratio": "bootstrap",
         },
     ),
-    "reward_bench": _Rules(
+    "reward_bench": Rules(
         metrics=reward_bench.metrics,
         read=("answer", "correct", "category", "num_written", "num_cut"),
         same=("image", "question"),
         compared={"acc": "mcnemar", "acc_plus": "bootstrap"},
     ),
-    "verifiable": _Rules(
+    "verifiable": Rules(
         metrics=verifiable.metrics,
         read=(
             "answer",
@@ -125,13 +129,13 @@ _RULES = {
             "response_tokens": "bootstrap",
         },
     ),
-    "image_preference": _Rules(
+    "image_preference": Rules(
         metrics=image_preference.metrics,
         read=("scores",),
         same=("prompt",),
         paired=image_preference.win_rates,
     ),
-    "chair": _Rules(
+    "chair": Rules(
         metrics=chair.metrics,
         read=("answer", "mentioned", "spans", "hallucinated", "recalled", "num_words"),
         same=("truth",),
@@ -226,43 +230,16 @@ def compare(
     Raises DataError when a run is not complete, when they share no suite, or when a suite asked
     them different questions.
     """
-    a_dir, b_dir = Path(a_dir), Path(b_dir)
-    a_suites, b_suites = (
-        {suite["key"]: suite for suite in read_results(folder)["suites"]}
-        for folder in (a_dir, b_dir)
-    )
-    shared = [key for key in a_suites if key in b_suites]
-    if not shared:
-        raise DataError(
-            "share no suite",
-            where=f"{a_dir} and {b_dir}",
-            got=f"{', '.join(a_suites)} and {', '.join(b_suites)}",
-            fix="run both with the same benchmarks",
-        )
     found: list[Comparison] = []
-    for key in shared:
-        if suites is not None and key not in suites:
-            continue
-        rules = _RULES.get(a_suites[key]["benchmark"])
-        if rules is None:
-            _logger.warning(
-                "%s is left out: only %s are compared, and it is of %s",
-                *(key, ", ".join(_RULES), a_suites[key]["benchmark"]),
-            )
-            continue
-        a_rows = read_items(a_dir, a_suites[key])
-        b_rows = read_items(b_dir, b_suites[key])
-        _check_same(f"{a_dir} and {b_dir}, {key}", a_rows, b_rows, rules.same)
-        a_items, b_items = list(a_rows.values()), [b_rows[name] for name in a_rows]
-        clusters = [cluster_of(row) for row in a_items]
-        for metric, test, a, b in rules.pairs(a_items, b_items):
-            result = paired_difference(a, b, clusters, samples=samples, seed=seed)
+    for suite in matched([a_dir, b_dir], suites):
+        for metric, test, a, b in suite.rules.pairs(*suite.items):
+            result = paired_difference(a, b, suite.clusters, samples=samples, seed=seed)
             p_value = result.p_value
             if test == "mcnemar":
                 p_value = mcnemar(a.numerator, b.numerator)
             found.append(
                 Comparison(
-                    suite=key,
+                    suite=suite.key,
                     metric=metric,
                     a=a.value,
                     b=b.value,
@@ -275,6 +252,57 @@ def compare(
                 )
             )
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """One suite of several runs. items: by run, in the same order. clusters: of each item."""
+
+    key: str
+    rules: Rules
+    items: list[list[Row]]
+    clusters: list[str]
+
+
+def matched(
+    folders: Sequence[str | Path], suites: Collection[str] | None = None
+) -> Iterator[Matched]:
+    """The suites that all the runs hold, items matched by id.
+
+    suites: only these keys. A suite of a benchmark without rules here is left out, with a note.
+    Raises DataError when a run is not complete, when they share no suite, or when a suite asked
+    them different questions.
+    """
+    folders = [Path(folder) for folder in folders]
+    held = [{suite["key"]: suite for suite in read_results(one)["suites"]} for one in folders]
+    shared = [key for key in held[0] if all(key in suites_of for suites_of in held)]
+    where = " and ".join(map(str, folders))
+    if not shared:
+        raise DataError(
+            "share no suite",
+            where=where,
+            got=" and ".join(", ".join(suites_of) for suites_of in held),
+            fix="run both with the same benchmarks",
+        )
+    for key in shared:
+        if suites is not None and key not in suites:
+            continue
+        rules = _RULES.get(held[0][key]["benchmark"])
+        if rules is None:
+            _logger.warning(
+                "%s is left out: only %s are compared, and it is of %s",
+                *(key, ", ".join(_RULES), held[0][key]["benchmark"]),
+            )
+            continue
+        rows = [read_items(one, of[key]) for one, of in zip(folders, held, strict=True)]
+        for folder, others in zip(folders[1:], rows[1:], strict=True):
+            _check_same(f"{folders[0]} and {folder}, {key}", rows[0], others, rules.same)
+        yield Matched(
+            key=key,
+            rules=rules,
+            items=[[of[name] for name in rows[0]] for of in rows],
+            clusters=[cluster_of(row) for row in rows[0].values()],
+        )
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`mmalign eval`: run a recipe, score its answers again, compare two runs."""
+"""`mmalign eval`: run a recipe, score its answers again, merge parts, compare runs, plan a size."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ def run(
     check: bool = typer.Option(
         False, "--check", help="Read the recipe, say how far its output is, and stop."
     ),
+    shard: str = typer.Option(
+        "", "--shard", metavar="I/N", help="Answer part I of N alone, and score nothing."
+    ),
 ) -> None:
     """Generate the answers that are not there yet, score all of them, print the scores."""
     from evals.config import EvalRecipe
@@ -42,6 +45,11 @@ def run(
         from evals.standing import standing
 
         typer.echo(standing(recipe).told(recipe.output))
+        return
+    if shard:
+        from evals.shards import answer_shard, parse_shard
+
+        typer.echo(str(answer_shard(recipe, *parse_shard(shard))))
         return
     _print_results(evaluate(recipe))
 
@@ -78,33 +86,102 @@ def rescore(
 
 
 @app.command()
+def merge(
+    config: Path = typer.Argument(help="The recipe that the parts were generated with."),
+    overrides: list[str] = typer.Argument(None, metavar="[KEY=VALUE]...", help="Replace settings."),
+    part: list[Path] = typer.Option(help="Output folder of a part; once for each."),
+) -> None:
+    """Put the answers of several folders into the recipe's output folder, and score them."""
+    from evals import run as runner
+    from evals.config import EvalRecipe
+    from evals.shards import merge as merge_parts
+    from mmalign.config import load_config
+
+    recipe = load_config(config, EvalRecipe, overrides or ())
+    merge_parts(recipe.output, part)
+    _print_results(runner.rescore(recipe.output, recipe))
+
+
+@app.command()
 def compare(
     a: Path = typer.Argument(help="Output folder of the run to compare with."),
     b: Path = typer.Argument(help="Output folder of the run to judge."),
+    also_a: list[Path] = typer.Option([], help="Another run of A's side, such as another seed."),
+    also_b: list[Path] = typer.Option([], help="Another run of B's side."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
     """Test whether run B differs from run A on the questions that both answered."""
     from evals.compare import compare as compare_runs
+    from evals.seeds import PooledComparison, compare_pooled
 
-    found = compare_runs(a, b)
+    pool = bool(also_a or also_b)
+    found = compare_pooled([a, *also_a], [b, *also_b]) if pool else compare_runs(a, b)
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
+        return
+    rows: list[tuple[str, ...]] = []
+    for one in found:
+        runs: tuple[str, ...] = ()
+        if isinstance(one, PooledComparison):
+            runs = tuple(
+                " ".join(_shown(one.metric, value) for value in side)
+                for side in (one.a_runs, one.b_runs)
+            )
+        rows.append(
+            (
+                one.suite,
+                one.metric,
+                _shown(one.metric, one.a),
+                _shown(one.metric, one.b),
+                _shown(one.metric, one.difference, sign="+"),
+                _range(one.metric, one.interval, sign="+"),
+                "" if one.relative is None else f"{100 * one.relative:+.1f}%",
+                "<0.001" if one.p_value < 0.001 else f"{one.p_value:.3f}",
+                one.test,
+                *runs,
+            )
+        )
+    heads = ("suite", "metric", "a", "b", "b - a", "95% interval", "relative", "p", "test")
+    _print_table(heads + (("runs of a", "runs of b") if pool else ()), rows, num_left=2)
+
+
+@app.command()
+def power(
+    a: Path = typer.Argument(None, help="Output folder of a run like those to be compared."),
+    b: Path = typer.Argument(None, help="Output folder of another."),
+    points: float = typer.Option(2.0, help="The difference to find, in points of percent."),
+    discordance: float = typer.Option(
+        None, help="Without runs: the share of questions that only one of two models has right."
+    ),
+    chance: float = typer.Option(0.8, min=0.01, max=0.99, help="With which it is to be found."),
+) -> None:
+    """How many questions a difference needs before a paired test (p < 0.05) is likely to find it.
+
+    By how often runs A and B disagree, or by an assumed --discordance.
+    """
+    from evals.power import num_needed, power_of
+    from mmalign.errors import ConfigError
+
+    if (a is None or b is None) == (discordance is None):
+        raise ConfigError("give either two runs or --discordance", where="mmalign eval power")
+    if discordance is not None:
+        needed = num_needed(points / 100, discordance, power=chance)
+        typer.echo(f"{needed} questions, if each is on a picture of its own")
         return
     rows = [
         (
             one.suite,
             one.metric,
-            _shown(one.metric, one.a),
-            _shown(one.metric, one.b),
-            _shown(one.metric, one.difference, sign="+"),
-            _range(one.metric, one.interval, sign="+"),
-            "" if one.relative is None else f"{100 * one.relative:+.1f}%",
-            "<0.001" if one.p_value < 0.001 else f"{one.p_value:.3f}",
-            one.test,
+            str(one.num_items),
+            f"{100 * one.discordance:.2f}",
+            f"{one.design:.2f}",
+            str(one.needed),
+            f"{100 * one.detectable:.2f}",
         )
-        for one in found
+        for one in power_of(a, b, points / 100, power=chance)
     ]
-    heads = ("suite", "metric", "a", "b", "b - a", "95% interval", "relative", "p", "test")
+    found = f"needed for {points:g}"
+    heads = ("suite", "metric", "items", "disagree on %", "design effect", found, "these find")
     _print_table(heads, rows, num_left=2)
 
 

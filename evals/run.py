@@ -20,7 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evals.base import Benchmark, Row, Suite, cluster_of, read_jsonl
+from evals.answer_files import ANSWERS, Answer, line_of, read_answers, read_model, write_model
+from evals.base import Benchmark, Row, Suite, cluster_of
 from evals.config import EvalRecipe
 from evals.image_preference import ImagePreferenceRecipe
 from evals.reward_bench import RewardBench
@@ -34,7 +35,7 @@ from mmalign.generate.base import Generation, Generator, Request, Sampling
 from mmalign.records import Media
 from mmalign.store import write_atomically
 
-ANSWERS, MODEL, RESULTS = "answers.jsonl", "model.json", "results.json"
+RESULTS = "results.json"
 PACKAGES = ("mmalign", "numpy", "torch", "transformers")
 
 # Batches generated between two writes: a kill loses no more than these, of each worker.
@@ -43,21 +44,10 @@ _BATCHES = 4
 _Chunk = tuple[int, list[Request]]
 # Most benchmarks score texts; whether a response has a form hangs on more than its text.
 _Benchmark = Benchmark | VerifiableBench
+Asked = tuple[_Benchmark, list[Request]]
 # A request's id with its answer, or why there is none.
 _Reply = tuple[str, Generation | MediaError]
 _logger = log.get_logger("evals")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answer:
-    """A line of answers.jsonl. `text` is None where the picture could not be read."""
-
-    key: str
-    benchmark: str
-    id: str
-    text: str | None
-    num_tokens: int
-    finished: bool
 
 
 def evaluate(recipe: EvalRecipe, generator: Generator | None = None) -> Path:
@@ -66,7 +56,14 @@ def evaluate(recipe: EvalRecipe, generator: Generator | None = None) -> Path:
     Answers already there, from the same model to the same question with the same limits, are kept.
     Questions whose picture or clip cannot be read are unanswered, and are asked again next time.
     """
-    asked = [(benchmark, benchmark.requests()) for benchmark in recipe.benchmarks]
+    asked = asked_by(recipe)
+    model, answers = answer(recipe, asked, generator)
+    return _finish(recipe.output, recipe, model, asked, answers)
+
+
+def asked_by(recipe: EvalRecipe) -> list[Asked]:
+    """All that a recipe asks. Raises DataError where the folder of its pictures is not there."""
+    asked: list[Asked] = [(benchmark, benchmark.requests()) for benchmark in recipe.benchmarks]
     for benchmark, requests in asked:
         folder = requests[0].media_root
         by_path = any(isinstance(m, Media) and m.bytes is None for m in _media(requests[0]))
@@ -74,21 +71,31 @@ def evaluate(recipe: EvalRecipe, generator: Generator | None = None) -> Path:
             raise DataError(
                 f"the folder of {_kind(requests)}s does not exist", where=benchmark.key, got=folder
             )
+    return asked
+
+
+def answer(
+    recipe: EvalRecipe, asked: Sequence[Asked], generator: Generator | None = None
+) -> tuple[dict[str, str], dict[str, Answer]]:
+    """Answer what is asked and not answered yet, into the recipe's output.
+
+    Returns the model's name and fingerprint, and all answers that are there, by key.
+    """
     loaded = Deferred(partial(_load, recipe) if generator is None else lambda: generator)
     with recipe.engine.open():
         name = recipe.engine.call(lambda: loaded.value.name)
         fingerprint = _sha256([name, recipe.model.model_dump(mode="json")])
         model = {"name": name, "fingerprint": fingerprint}
-        write_atomically(recipe.output / MODEL, json.dumps(model, indent=2) + "\n")
-        answers = _recover(recipe.output / ANSWERS)
+        write_model(recipe.output, model)
+        answers = read_answers(recipe.output)
         _ask(recipe, loaded, asked, fingerprint, answers)
-    return _finish(recipe.output, recipe, model, asked, answers)
+    return model, answers
 
 
 def _ask(
     recipe: EvalRecipe,
     loaded: Deferred[Generator],
-    asked: Sequence[tuple[_Benchmark, Sequence[Request]]],
+    asked: Sequence[Asked],
     fingerprint: str,
     answers: dict[str, Answer],
 ) -> None:
@@ -126,7 +133,7 @@ def _ask(
                     finished=whole is not None and whole.finished,
                 )
                 answers[answer.key] = answer
-                file.write(_line(dataclasses.asdict(answer)))
+                file.write(line_of(answer))
             file.flush()
 
 
@@ -149,21 +156,15 @@ def rescore(folder: str | Path, recipe: EvalRecipe) -> Path:
     Raises DataError saying how many of the recipe's questions have no answer there.
     """
     folder = Path(folder)
-    try:
-        model = json.loads((folder / MODEL).read_text())
-    except (OSError, ValueError):
-        raise DataError(
-            f"holds no readable {MODEL}", where=str(folder), fix="run the recipe first"
-        ) from None
-    asked = [(benchmark, benchmark.requests()) for benchmark in recipe.benchmarks]
-    return _finish(folder, recipe, model, asked, _recover(folder / ANSWERS))
+    asked: list[Asked] = [(benchmark, benchmark.requests()) for benchmark in recipe.benchmarks]
+    return _finish(folder, recipe, read_model(folder), asked, read_answers(folder))
 
 
 def _finish(
     folder: Path,
     recipe: EvalRecipe,
     model: dict[str, str],
-    asked: Sequence[tuple[_Benchmark, Sequence[Request]]],
+    asked: Sequence[Asked],
     answers: dict[str, Answer],
 ) -> Path:
     """Score every suite, then replace the folder's items and, last, its results."""
@@ -341,24 +342,6 @@ def _files(request: Request) -> list[tuple[str | None, str | None]]:
     """Name and stated hash of each picture and clip."""
     media = _media(request)
     return [(m.path, m.sha256) if isinstance(m, Media) else (None, m.key) for m in media]
-
-
-def _recover(path: Path) -> dict[str, Answer]:
-    """The answers of a file by key, the later of two; a line that a kill cut short is removed."""
-    if not path.exists():
-        return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        write_atomically(path, whole)
-    answers: dict[str, Answer] = {}
-    for where, row in read_jsonl(path):
-        try:
-            answer = Answer(**row)
-        except TypeError:
-            raise DataError("is no answer", where=where, fix="delete the line") from None
-        answers[answer.key] = answer
-    return answers
 
 
 def _items(suite: Suite) -> str:

@@ -6,8 +6,9 @@ import contextlib
 import json
 from pathlib import Path
 
+from evals.answer_files import ANSWERS
 from evals.config import EvalRecipe
-from evals.run import ANSWERS, RESULTS
+from evals.run import RESULTS
 from mmalign.standing import Standing
 
 

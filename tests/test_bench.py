@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import json
 import math
 import random
 import sys
@@ -13,7 +15,7 @@ import pytest
 
 NAMES = (
     "gpu", "gpu_cells", "gpu_images", "images", "sdxl", "floor", "steps", "builders", "common",
-    "rollouts",
+    "rollouts", "evaluation",
 )  # fmt: skip
 
 
@@ -129,6 +131,22 @@ def test_the_builders_baseline_writes_the_same_texts(bench, tmp_path):
     made = ours.generate(requests, Sampling(max_new_tokens=8))
     assert [one.text.split() for one in naive] == [one.text.split() for one in made]
     assert any(len(one.text.split()) == 8 for one in made)
+
+
+def test_the_evaluations_baseline_writes_the_same_tokens(bench, tmp_path):
+    from mmalign.models.tiny import TinyModel
+
+    evaluation = bench("evaluation")
+    vocabulary = tuple(f"w{i}" for i in range(300))
+    model = TinyModel(output=str(tmp_path / "model"), words=vocabulary).build()
+    pope = evaluation.write_pope(tmp_path, 12, 3, 8, 300, 32)
+    assert [request.images[0].path for request in pope.requests()[3:5]] == ["0.png", "1.png"]
+    args = argparse.Namespace(batch_size=8, device="cpu", rounds=1)
+    found, same = evaluation.measure(pope, model, tmp_path, args)
+    assert same == [True] * 12
+    assert found.keys() == {"naive", "ours"}
+    results = json.loads((tmp_path / "run-1/results.json").read_text())
+    assert results["suites"][0]["num_items"] == 12
 
 
 def test_the_small_sdxl_is_sdxl_with_narrower_layers(bench):

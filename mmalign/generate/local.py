@@ -4,17 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmalign.generate.base import Generation, NoisePixels, Request, Sampling, request_seed
+from mmalign.generate.base import (
+    Corruption,
+    Generation,
+    NoisePixels,
+    Request,
+    Sampling,
+    request_seed,
+)
 from mmalign.generate.corrupt import noised, visible_tokens
+from mmalign.generate.shared import (
+    Encoder,
+    Row,
+    block,
+    can_share,
+    cuts,
+    prefix_cache,
+    side_by_side,
+)
 from mmalign.models.load import ModelConfig, Policy, base_model, load_policy, resolve_adapter
-from mmalign.scoring.candidates import Condition
+from mmalign.scoring.candidates import Condition, EncodedMedia
 from mmalign.scoring.plan import joined
 
 if TYPE_CHECKING:
@@ -59,15 +75,24 @@ class LocalGenerator:
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
         """Answer every request, in the order asked; batches hold prompts of like length."""
-        prepared = [self._prepare(request) for request in requests]
-        order = sorted(
-            range(len(requests)),
-            key=lambda i: (requests[i].num_tokens or 0, len(prepared[i][0].prompt_ids), i),
-        )
+        rows = [self._row(request, sampling.seed) for request in requests]
+        longest: dict[Hashable, int] = {}
+        first: dict[Hashable, int] = {}
+        for number, row in enumerate(rows):
+            longest[row.seen] = max(longest.get(row.seen, 0), row.num_prompt)
+            first.setdefault(row.seen, number)
+
+        def place(i: int) -> tuple[int, ...]:
+            # Rows that share a beginning stay together, among others of like length.
+            seen = rows[i].seen
+            return requests[i].num_tokens or 0, longest[seen], first[seen], rows[i].num_prompt, i
+
         results: list[Generation | None] = [None] * len(requests)
-        alike = [(r.num_tokens, _frames(c)) for r, (c, _) in zip(requests, prepared, strict=True)]
-        for batch in _batches(order, alike, self.batch_size):
-            made = self._run([requests[i] for i in batch], [prepared[i] for i in batch], sampling)
+        alike = [(q.num_tokens, _frames(row)) for q, row in zip(requests, rows, strict=True)]
+        encoder = Encoder(self.policy)
+        for batch in _batches(sorted(range(len(rows)), key=place), alike, self.batch_size):
+            some = [requests[i] for i in batch]
+            made = self._run(some, [rows[i] for i in batch], encoder, sampling)
             for index, generation in zip(batch, made, strict=True):
                 results[index] = generation
         return [generation for generation in results if generation is not None]
@@ -113,46 +138,57 @@ class LocalGenerator:
         )
         return condition, preparer.prefill(request.prompt, request.prefill)
 
+    def _row(self, request: Request, seed: int) -> Row:
+        import torch
+
+        condition, prefill = self._prepare(request)
+        ids = condition.prompt_ids + prefill
+        prompt = torch.tensor(condition.prompt_ids)
+        kinds = torch.zeros(len(ids), dtype=torch.long)  # 0 text, 1 picture, 2 clip
+        kinds[: len(prompt)] = (prompt == self.policy.preparer.image_token_id).long()
+        if condition.videos:
+            is_clip = prompt == self.policy.preparer.video_token_id
+            kinds[: len(prompt)] += 2 * is_clip.long()
+        media = kinds.nonzero().squeeze(-1)
+        visible = torch.ones_like(kinds)
+        visible[media] = visible_tokens(request.corruption, len(media), seed).long()
+        follow = condition.positions[:, -1:] + 1 + torch.arange(len(prefill))
+        keys = tuple(one.key for one in condition.images + condition.videos)
+        return Row(
+            ids=ids,
+            num_prompt=len(prompt),
+            kinds=kinds,
+            visible=visible,
+            positions=torch.cat([condition.positions, follow], -1),
+            images=tuple(_corrupted(condition.images, request.corruption, seed)),
+            videos=tuple(_corrupted(condition.videos, request.corruption, seed)),
+            # Texts begin alike only where they are the same.
+            seen=(keys or tuple(ids), request.corruption),
+        )
+
     def _run(
-        self,
-        requests: list[Request],
-        prepared: list[tuple[Condition, list[int]]],
-        sampling: Sampling,
+        self, requests: list[Request], rows: list[Row], encoder: Encoder, sampling: Sampling
     ) -> list[Generation]:
         import torch
         from transformers import GenerationConfig, LogitsProcessorList
 
         family = self.policy.family
         device = next(self.policy.model.parameters()).device
-        rows = [condition.prompt_ids + prefill for condition, prefill in prepared]
-        width = max(map(len, rows))
-        # Left padding: every row's next token is in the same column.
-        ids = torch.full((len(rows), width), self._pad)
-        mask = torch.zeros_like(ids)
-        kinds = torch.zeros_like(ids)  # 0 text, 1 picture, 2 clip
-        is_response = torch.zeros_like(ids, dtype=torch.bool)
-        # Given, not left to the model: it would count only what the mask lets through.
-        positions = torch.zeros(family.num_axes, *ids.shape, dtype=torch.long)
-        for r, (row, (condition, prefill)) in enumerate(zip(rows, prepared, strict=True)):
-            start, text = width - len(row), width - len(prefill)
-            ids[r, start:], mask[r, start:] = torch.tensor(row), 1
-            is_response[r, text:] = True
-            prompt = ids[r, start:text]
-            kinds[r, start:text] = (prompt == self.policy.preparer.image_token_id).int()
-            if condition.videos:
-                kinds[r, start:text] += 2 * (prompt == self.policy.preparer.video_token_id).int()
-            media = kinds[r].nonzero().squeeze(-1)
-            shown = visible_tokens(requests[r].corruption, len(media), sampling.seed)
-            mask[r, media] = shown.long()
-            positions[:, r, start:text] = condition.positions
-            follow = condition.positions[:, -1:] + 1
-            positions[:, r, text:] = follow + torch.arange(len(prefill))
-        vision = self._vision(requests, prepared, sampling.seed)
+        starts = [0] * len(rows)
+        if can_share(family, self.policy.model.config):
+            starts = cuts(rows)
+        heads = block(rows, [0] * len(rows), starts, self._pad)
+        tails = block(rows, starts, [len(row.ids) for row in rows], self._pad)
+        # Every row's next token is in the same column.
+        whole = side_by_side(heads, tails)
+        width = whole.ids.shape[1]
+        given: dict[str, Any] = {}
         if family.token_types is not None:
-            vision |= family.token_types(kinds, is_response)
+            given |= family.token_types(whole.kinds, whole.is_response)
         # generate adds it by itself.
-        positions -= family.first_position
-        vision["position_ids"] = positions if family.num_axes > 1 else positions[0]
+        positions = whole.positions - family.first_position
+        given["position_ids"] = positions if family.num_axes > 1 else positions[0]
+        given = {name: tensor.to(device) for name, tensor in given.items()}
         fixed = requests[0].num_tokens
         end = self._end
         processors: list[Any] = [_ban(self._banned + (end if fixed else []))]
@@ -160,9 +196,13 @@ class LocalGenerator:
             seeds = [request_seed(sampling.seed, request.id) for request in requests]
             processors.append(_gumbel(seeds, sampling.temperature, sampling.top_p))
         with torch.inference_mode(), _plain_decoding(self.policy.model):
+            if any(starts):
+                given["past_key_values"] = prefix_cache(self.policy, rows, heads, encoder, device)
+            else:
+                given |= encoder(rows, device)
             out = self.policy.model.generate(  # type: ignore[operator]
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
+                input_ids=whole.ids.to(device),
+                attention_mask=whole.mask.to(device),
                 logits_processor=LogitsProcessorList(processors),
                 generation_config=GenerationConfig(
                     max_new_tokens=fixed or sampling.max_new_tokens,
@@ -171,32 +211,12 @@ class LocalGenerator:
                     eos_token_id=end,
                     pad_token_id=self._pad,
                 ),
-                **{name: tensor.to(device) for name, tensor in vision.items()},
+                **given,
             )
         return [
-            self._finish(request, prefill, new.tolist())
-            for request, (_, prefill), new in zip(requests, prepared, out[:, width:], strict=True)
+            self._finish(request, row.ids[row.num_prompt :], new.tolist())
+            for request, row, new in zip(requests, rows, out[:, width:], strict=True)
         ]
-
-    def _vision(
-        self, requests: list[Request], prepared: list[tuple[Condition, list[int]]], seed: int
-    ) -> dict[str, torch.Tensor]:
-        """Processor tensors of the batch's pictures and clips, with the noise that is asked for."""
-        pieces: dict[str, list[torch.Tensor]] = {}
-        for request, (condition, _) in zip(requests, prepared, strict=True):
-            for media, names in (
-                (condition.images, self.policy.family.image_inputs),
-                (condition.videos, self.policy.family.video_inputs),
-            ):
-                for number, one in enumerate(media):
-                    for name in names:
-                        tensor = one.inputs[name]
-                        if isinstance(request.corruption, NoisePixels) and "pixel" in name:
-                            key = f"{request.corruption.key}/{number}"
-                            noise = replace(request.corruption, key=key)
-                            tensor = noised(tensor, noise, seed)
-                        pieces.setdefault(name, []).append(tensor)
-        return {name: joined(name, tensors) for name, tensors in pieces.items()}
 
     def _finish(self, request: Request, prefill: list[int], new: list[int]) -> Generation:
         cut = next((i for i, token in enumerate(new) if token in self._end), None)
@@ -273,9 +293,25 @@ def fingerprint(path: str) -> str | None:
     return digest.hexdigest()[:16]
 
 
-def _frames(condition: Condition) -> tuple[int, ...]:
+def _corrupted(
+    media: Sequence[EncodedMedia], corruption: Corruption | None, seed: int
+) -> Iterator[EncodedMedia]:
+    """The media with the noise that is asked for, each with noise and a key of its own."""
+    for number, one in enumerate(media):
+        if not isinstance(corruption, NoisePixels):
+            yield one
+            continue
+        noise = replace(corruption, key=f"{corruption.key}/{number}")
+        inputs = {
+            name: noised(tensor, noise, seed) if "pixel" in name else tensor
+            for name, tensor in one.inputs.items()
+        }
+        yield replace(one, key=f"{one.key} {noise}", inputs=inputs)
+
+
+def _frames(row: Row) -> tuple[int, ...]:
     """Frames of each clip, where a family needs as many of each in a batch; else nothing."""
-    pixels = [clip.inputs["pixel_values_videos"] for clip in condition.videos]
+    pixels = [clip.inputs["pixel_values_videos"] for clip in row.videos]
     return tuple(tensor.shape[1] for tensor in pixels if tensor.dim() == 5)
 
 

@@ -33,10 +33,24 @@ def features_of(encoded: Any) -> Features:
     Copies, so that they hold no more memory than their own.
     """
     pooled = encoded.pooler_output
-    if not isinstance(pooled, Tensor):
-        (pooled,) = pooled
-    deeper = encoded.get("deepstack_features") or ()
-    return Features(pooled=pooled.clone(), deeper=tuple(only.clone() for (only,) in deeper))
+    return split_features(encoded, [len(pooled)])[0]
+
+
+def split_features(encoded: Any, num_pieces: Sequence[int]) -> list[Features]:
+    """Each picture's features in what `get_image_features` made of several.
+
+    num_pieces: rows of the tower's output that each picture takes, where they are one tensor.
+    Copies, so that they hold no more memory than their own.
+    """
+    pooled = encoded.pooler_output
+    if isinstance(pooled, Tensor):
+        pooled = pooled.split(list(num_pieces))
+    layers = encoded.get("deepstack_features") or ()
+    deeper = zip(*layers, strict=True) if layers else [()] * len(pooled)
+    return [
+        Features(pooled=own.clone(), deeper=tuple(layer.clone() for layer in others))
+        for own, others in zip(pooled, deeper, strict=True)
+    ]
 
 
 def joined_features(pictures: Sequence[Features]) -> Any:

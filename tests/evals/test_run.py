@@ -11,6 +11,7 @@ from evals.compare import compare
 from evals.config import EvalRecipe
 from evals.eval_cli import app
 from evals.run import evaluate, rescore
+from evals.shards import answer_shard, merge, parse_shard
 from mmalign.config import load_config, validate
 from mmalign.errors import ConfigError, DataError, MediaError, ModelError
 from mmalign.generate.base import Generation
@@ -218,6 +219,71 @@ def test_rescore_says_how_many_answers_are_missing(recipe):
         rescore("elsewhere", recipe)
 
 
+def test_parts_answered_apart_merge_to_one_run(recipe):
+    """In any order, over what is there already; to the bytes of a run in one piece."""
+    evaluate(recipe, Parrot())
+    whole = written(recipe.output)
+    asked = []
+    for index in range(3):
+        parrot = Parrot()
+        part = recipe.model_copy(update={"output": Path(f"part{index}")})
+        answer_shard(part, index, 3, parrot)
+        assert not (part.output / "results.json").exists()
+        asked += parrot.asked
+    assert sorted(asked) == sorted(all_ids(recipe))
+    merged = recipe.model_copy(update={"output": Path("merged")})
+    assert merge(merged.output, [Path("part2"), Path("part0")]) == 28
+    with pytest.raises(DataError, match="10 of 30 answers are missing"):
+        rescore(merged.output, merged)
+    assert merge(merged.output, [Path("part1"), Path("part2")]) == 42
+    rescore(merged.output, merged)
+    found = written(merged.output)
+    # The recipe names its output.
+    found["results.json"] = found["results.json"].replace(b'"merged"', b'"out"')
+    assert found == whole
+
+
+def all_ids(recipe):
+    return [request.id for benchmark in recipe.benchmarks for request in benchmark.requests()]
+
+
+def test_an_answer_takes_the_place_of_none(recipe):
+    """Whichever folder comes first; a picture may be on one machine and not on the other."""
+    for name, lost in (("a", ("0.jpg",)), ("b", ("1.jpg",))):
+        evaluate(recipe.model_copy(update={"output": Path(name)}), Parrot(unreadable=lost))
+    merge(Path("ab"), [Path("a"), Path("b")])
+    merge(Path("ba"), [Path("b"), Path("a")])
+    for name in ("ab", "ba"):
+        folder = rescore(name, recipe.model_copy(update={"output": Path(name)}))
+        suites = json.loads((folder / "results.json").read_text())["suites"]
+        assert [suite["num_missing"] for suite in suites] == [0, 0]
+
+
+def test_merge_refuses_other_models_and_other_answers(recipe):
+    parts = [recipe.model_copy(update={"output": Path(name)}) for name in ("a", "b", "c")]
+    answer_shard(parts[0], 0, 1, Parrot())
+    answer_shard(parts[1], 0, 1, Parrot("owl"))
+    answer_shard(parts[2], 0, 1, Parrot())
+    with pytest.raises(DataError, match=r"a and b: the answers are of different models"):
+        merge(Path("out"), [Path("a"), Path("b")])
+    file = Path("c/answers.jsonl")
+    file.write_text(file.read_text().replace("a dog", "a frog"))
+    with pytest.raises(
+        DataError, match=r"a and c: answer .* differently; got 'a dog' and 'a frog'"
+    ):
+        merge(Path("out"), [Path("a"), Path("c")])
+    assert not Path("out").exists()
+    with pytest.raises(DataError, match=r"nowhere: holds no readable model\.json"):
+        merge(Path("out"), [Path("nowhere")])
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/4/2", "-1/4"])
+def test_a_shard_is_one_of_so_many(text):
+    assert parse_shard("1/4") == (0, 4)
+    with pytest.raises(ConfigError, match="is no part of a whole"):
+        parse_shard(text)
+
+
 def test_the_later_of_two_answers_counts(recipe):
     folder = evaluate(recipe, Parrot(always="No."))
     first = (folder / "answers.jsonl").read_text().split("\n")[1]
@@ -333,6 +399,9 @@ def test_command_line_prints_tables(recipe, tmp_path):
     assert lines[1].split() == ["suite", "metric", "value", "95%", "interval", "items"]
     accuracy = next(line for line in lines if "official/accuracy" in line)
     assert accuracy.split()[:3] == ["pope-adversarial", "official/accuracy", "50.00"]
+    merging = ["merge", "recipe.yaml", "output=merged", "--part", str(a), "--part", "out"]
+    shown = CliRunner().invoke(app, merging)
+    assert shown.stdout.splitlines()[-1] == "merged/results.json"
     shown = CliRunner().invoke(app, ["compare", str(a), str(b)])
     words = next(line for line in shown.stdout.splitlines() if "num_words" in line)
     assert words.split()[2] == "1.00"

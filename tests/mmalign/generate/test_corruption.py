@@ -59,6 +59,7 @@ class Seen:
     """What the model was given and what it made: logits [B, steps, V], positions of each step."""
 
     inputs: dict[str, torch.Tensor]
+    encoded: dict[str, Any]
     positions: list[torch.Tensor]
     logits: torch.Tensor
     new_ids: torch.Tensor
@@ -105,6 +106,7 @@ class Case:
         """Answer in one batch. `changes` are made to the settings of transformers' generate."""
         model = self.generator.policy.model
         inputs: dict[str, torch.Tensor] = {}
+        encoded: dict[str, Any] = {}
         scores: list[torch.Tensor] = []
         positions: list[torch.Tensor] = []
         outs: list[torch.Tensor] = []
@@ -112,6 +114,7 @@ class Case:
 
         def spy(**given: Any) -> torch.Tensor:
             inputs.update({k: v for k, v in given.items() if isinstance(v, torch.Tensor)})
+            encoded.update(given["mm_encoder_outputs"])
             for name, value in changes.items():
                 setattr(given["generation_config"], name, value)
             outs.append(generate(**given))
@@ -139,6 +142,7 @@ class Case:
         assert len(outs) == 1
         return Seen(
             inputs=inputs,
+            encoded=encoded,
             positions=positions,
             logits=torch.stack(scores, 1),
             new_ids=outs[0][:, inputs["input_ids"].shape[1] :],
@@ -211,7 +215,9 @@ def test_one_forward_without_generate_says_the_same(case: Case):
         new = token_types(0 * ones, ones.bool())
         inputs |= {name: torch.cat([inputs[name], types], 1) for name, types in new.items()}
     with torch.inference_mode():
-        logits = case.generator.policy.model(**inputs, use_cache=False).logits
+        logits = case.generator.policy.model(
+            **inputs, mm_encoder_outputs=seen.encoded, use_cache=False
+        ).logits
     before = logits[:, ids.shape[1] - steps - 1 : -1]
     assert torch.allclose(before, seen.logits, atol=1e-5)
     before = before.clone()
