@@ -147,7 +147,7 @@ _RULES = {
             "order": "bootstrap",
         },
     ),
-    "video_hallucer": _Rules(
+    "video_hallucer": Rules(
         metrics=video_hallucer.metrics,
         read=_READ_TWICE,
         same=_ASKED,
@@ -159,55 +159,55 @@ _RULES = {
             "yes_difference": "bootstrap",
         },
     ),
-    "tempcompass": _Rules(
+    "tempcompass": Rules(
         metrics=tempcompass.metrics,
         read=_READ_TWICE,
         same=_ASKED,
         compared=_ACCURACIES,
     ),
-    "tvbench": _Rules(
+    "tvbench": Rules(
         metrics=video_choices.metrics,
         read=_READ_TWICE,
         same=_ASKED,
         compared=_ACCURACIES,
     ),
-    "mvbench": _Rules(
+    "mvbench": Rules(
         metrics=video_choices.metrics,
         read=_READ_TWICE,
         same=_ASKED,
         compared=_ACCURACIES,
     ),
-    "longvideobench": _Rules(
+    "longvideobench": Rules(
         metrics=video_choices.metrics,
         read=_READ_TWICE,
         same=_ASKED,
         compared=_ACCURACIES,
     ),
-    "mlvu": _Rules(
+    "mlvu": Rules(
         metrics=video_choices.mlvu_metrics,
         read=_READ_TWICE,
         same=_ASKED,
         compared=_ACCURACIES,
     ),
-    "videomme": _Rules(
+    "videomme": Rules(
         metrics=videomme.metrics,
         read=_READ_TWICE,
         same=_ASKED,
         compared={"official/accuracy": "bootstrap", "strict/accuracy": "mcnemar"},
     ),
-    "vidhalluc_binary": _Rules(
+    "vidhalluc_binary": Rules(
         metrics=vidhalluc.binary_metrics,
         read=_READ_TWICE,
         same=_ASKED,
         compared=_ACCURACIES,
     ),
-    "vidhalluc_choice": _Rules(
+    "vidhalluc_choice": Rules(
         metrics=vidhalluc.metrics,
         read=_READ_TWICE,
         same=_ASKED,
         compared=_ACCURACIES,
     ),
-    "vidhalluc_order": _Rules(
+    "vidhalluc_order": Rules(
         metrics=vidhalluc.metrics,
         read=_READ_TWICE,
         same=_ASKED,
