@@ -19,7 +19,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from data_builders.base import AnyGenerator, Builder, SentenceFilter, SimilarityFilter
-from mmalign.generate.base import Generator, Request
+from mmalign.generate.base import Generator, request_for
 from mmalign.jobs import Outcome
 from mmalign.records import Example, Origin, Preference
 from mmalign.similarity import TextSimilarity
@@ -90,13 +90,7 @@ class _Pairs:
 
     def _try(self, trying: list[Example], number: int) -> list[tuple[Example, str, float]]:
         requests = [
-            Request(
-                id=f"{example.id}/try{number}",
-                prompt=example.prompt,
-                images=example.images,
-                videos=example.videos,
-                media_root=self.media_root,
-            )
+            request_for(example, id=f"{example.id}/try{number}", media_root=self.media_root)
             for example in trying
         ]
         sampling = self.config.generator.sampling(self.config.seed)

@@ -7,7 +7,7 @@ right answer, then its form, then the judge.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from data_builders.judging import asked, question_of, reason_of
 from data_builders.malform import completed
 from mmalign.checked import Checked
 from mmalign.errors import MediaError
-from mmalign.generate.base import Generation, Request
+from mmalign.generate.base import Generation, Request, request_for
 from mmalign.generate.server import Unanswered
 from mmalign.instruct import instructed
 from mmalign.jobs import Outcome
@@ -145,12 +145,9 @@ class Chunk:
             return
         generator = self.models.get(model)
         requests = [
-            Request(
-                id=f"{row.id}/{label}",
+            replace(
+                request_for(row, id=f"{row.id}/{label}", media_root=self.media_root),
                 prompt=self.prompt(row),
-                images=row.images,
-                videos=row.videos,
-                media_root=self.media_root,
             )
             for row in trying
         ]

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +27,7 @@ from evals.frames import with_frames
 from evals.stats import Ratio, mean, ratio
 from mmalign.config import Strict
 from mmalign.errors import DataError
-from mmalign.generate.base import Generation, Request, Sampling
+from mmalign.generate.base import Generation, Request, Sampling, request_for
 from mmalign.media import media_key
 from mmalign.records import Media, Origin, Preference, user
 from mmalign.reward import Critics, CritiqueSource, Judgement
@@ -88,12 +89,8 @@ class RewardBench(Strict):
         """
         root = self._root()
         return [
-            Request(
-                id=f"{pair.id}/{side}",
-                prompt=pair.prompt,
-                images=pair.images,
-                videos=pair.videos,
-                media_root=root,
+            replace(
+                request_for(pair, id=f"{pair.id}/{side}", media_root=root),
                 prefill=json.dumps([getattr(pair, side), self._critique(pair, side)]),
             )
             for pair in self._pairs()

@@ -25,7 +25,7 @@ from evals.base import Row, Suite, check_known
 from evals.stats import Ratio, mean, ratio
 from mmalign.config import Strict
 from mmalign.errors import DataError
-from mmalign.generate.base import Generation, Request, Sampling
+from mmalign.generate.base import Generation, Request, Sampling, request_for
 from mmalign.media import media_key
 from mmalign.records import Verifiable, prompt_text
 from mmalign.rewards import AccuracyReward, FormatReward, Rewards, Rollout
@@ -97,16 +97,7 @@ class VerifiableBench(Strict):
                 where=str(self.data),
                 fix="mend or drop those that `mmalign data validate` names",
             )
-        return [
-            Request(
-                id=row.id,
-                prompt=row.prompt,
-                images=row.images,
-                videos=row.videos,
-                media_root=dataset.media_root,
-            )
-            for row in rows
-        ]
+        return [request_for(row, id=row.id, media_root=dataset.media_root) for row in rows]
 
     def score(self, answers: Mapping[str, Generation]) -> Suite:
         """Score responses by row id; a missing one is wrong, and in no form."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmalign.generate.base import Generation, Request
+from mmalign.generate.base import Generation, Request, request_for
 from mmalign.records import Verifiable
 from mmalign.rewards import Rollout, Scored
 from mmalign.store import write_atomically
@@ -17,16 +17,7 @@ def group_requests(
     record: Verifiable, name: str, size: int, media_root: Path | None
 ) -> list[Request]:
     """`size` requests for one prompt. Each draws its noise from (seed, `name`, its number)."""
-    return [
-        Request(
-            id=f"{name}/{turn}",
-            prompt=record.prompt,
-            images=record.images,
-            videos=record.videos,
-            media_root=media_root,
-        )
-        for turn in range(size)
-    ]
+    return [request_for(record, id=f"{name}/{turn}", media_root=media_root) for turn in range(size)]
 
 
 def rollouts_of(record: Verifiable, replies: Sequence[Generation]) -> list[Rollout]:

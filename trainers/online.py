@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from mmalign.config import Strict
-from mmalign.generate.base import Request
+from mmalign.generate.base import request_for
 from mmalign.hallucinate import Bias, BiasItem, sample_negatives
 from mmalign.models.load import Policy
 from mmalign.prepare import RowDropped
@@ -186,13 +186,7 @@ class OnlinePairs:
         source = self.config.source
         assert isinstance(source, OnlineSamples)
         requests = [
-            Request(
-                id=f"{tag}/{record.id}/sample{number}",
-                prompt=record.prompt,
-                images=record.images,
-                videos=record.videos,
-                media_root=self.media_root,
-            )
+            request_for(record, id=f"{tag}/{record.id}/sample{number}", media_root=self.media_root)
             for record in records
             for number in (1, 2)
         ]
@@ -202,9 +196,13 @@ class OnlinePairs:
         # Equal, empty and cut samples make no pair; nobody need be asked about them.
         found = verdicts(self.judge, records, pairs, tag)
         for record, pair, verdict in zip(records, pairs, found, strict=True):
-            sides = (pair[verdict.chosen].text.strip(), pair[verdict.rejected].text.strip())
-            new = replace(record, chosen=sides[0], rejected=sides[1], score_gap=None)
-            made.append(new if verdict.reason == "ok" else None)
+            if verdict.reason != "ok":
+                made.append(None)
+                continue
+            chosen, rejected = (
+                pair[place].text.strip() for place in (verdict.chosen, verdict.rejected)
+            )
+            made.append(replace(record, chosen=chosen, rejected=rejected, score_gap=None))
         return made
 
 

@@ -24,14 +24,16 @@ from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from mmalign.config import Strict
 from mmalign.errors import MediaError, SchemaMismatch, TrainingError
 from mmalign.generalization import generalization_factors
-from mmalign.generate.base import Request
+from mmalign.generate.base import request_for
 from mmalign.log import get_logger
 from mmalign.records import Verifiable
-from mmalign.rewards import FormatReward, Rollout
+from mmalign.rewards import FormatReward
 from mmalign.store import Dataset, open_dataset, write_atomically
 from mmalign.verify import Verifiers, check_extras, truth_problem
 from trainers.decoding import Decoding, evaluating
+from trainers.groups import rollouts_of
 from trainers.randomness import untouched_randomness
+from trainers.together import summed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -85,16 +87,16 @@ class ProbeConfig(Strict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Questions:
-    """The rows of one kind. Those whose own answer cannot be read count for the form alone."""
+    """The rows of one kind.
+
+    checkable: ids of rows whose own answer their verifier can read; the others count for the form
+    alone.
+    """
 
     name: str
     dataset: Dataset[Verifiable]
     rows: list[Verifiable]
-
-    @property
-    def num_checkable(self) -> int:
-        """Rows with an answer that their verifier can read."""
-        return sum(truth_problem(row) is None for row in self.rows)
+    checkable: frozenset[str]
 
 
 def open_questions(config: ProbeConfig) -> list[Questions]:
@@ -117,7 +119,8 @@ def open_questions(config: ProbeConfig) -> list[Questions]:
         places = [place * len(dataset) // asked.num_rows for place in range(asked.num_rows)]
         rows = [dataset[place] for place in places]
         check_extras(rows)
-        found.append(Questions(name=name, dataset=dataset, rows=rows))
+        checkable = frozenset(row.id for row in rows if truth_problem(row) is None)
+        found.append(Questions(name=name, dataset=dataset, rows=rows, checkable=checkable))
     return found
 
 
@@ -187,14 +190,8 @@ class Probe:
         name, config = questions.name, self.config
         mine = questions.rows[self.accelerator.process_index :: self.accelerator.num_processes]
         requests = [
-            Request(
-                # The step is left out: what chance decides is the same in every probe.
-                id=f"probe/{name}/{row.id}",
-                prompt=row.prompt,
-                images=row.images,
-                videos=row.videos,
-                media_root=questions.dataset.media_root,
-            )
+            # The step is left out: what chance decides is the same in every probe.
+            request_for(row, id=f"probe/{name}/{row.id}", media_root=questions.dataset.media_root)
             for row in mine
         ]
         generator = LocalGenerator(self.policy, batch_size=config.decoding.batch_size)
@@ -206,18 +203,13 @@ class Probe:
                 where=str(questions.dataset.path),
                 fix="`mmalign data validate` names the rows; mend them, or take another dataset",
             ) from error
-        counts = dict.fromkeys(("format", "right", "undecided", "finished", "response_tokens"), 0.0)
+        names = ("format", "right", "undecided", "finished", "response_tokens")
+        counts: dict[str, float] = dict.fromkeys(names, 0.0)
         for place, (row, reply) in enumerate(zip(mine, replies, strict=True)):
-            rollout = Rollout(
-                id=reply.id,
-                row=row,
-                text=reply.text,
-                num_tokens=len(reply.token_ids),
-                finished=reply.finished,
-            )
+            (rollout,) = rollouts_of(row, [reply])
             in_form = FormatReward()(rollout, verifiers)
             correct, reason = None, "truth_unread"
-            if truth_problem(row) is None:
+            if row.id in questions.checkable:
                 checked = verifiers.check_response(reply.text, row)
                 correct, reason = checked.correct, checked.reason
                 counts["right"] += float(correct is True)
@@ -228,12 +220,10 @@ class Probe:
             if place < WRITTEN:
                 told = {"set": name, "id": row.id, "response": reply.text, "format": in_form}
                 texts.append({"step": step, **told, "correct": correct, "reason": reason})
-        sums = torch.tensor(list(counts.values()), device=self.accelerator.device)
-        everywhere: Any = self.accelerator.reduce(sums, "sum")
-        found = dict(zip(counts, everywhere.tolist(), strict=True))
+        found = summed(self.accelerator, counts)
         right, undecided = found.pop("right"), found.pop("undecided")
         rates = {key: value / len(questions.rows) for key, value in found.items()}
-        if checkable := questions.num_checkable:
+        if checkable := len(questions.checkable):
             rates |= {"accuracy": right / checkable, "undecided": undecided / checkable}
         return {f"probe/{name}/{key}": value for key, value in rates.items()}
 
@@ -291,7 +281,7 @@ def probe_of(
         logger.info(
             "probe %s: %d rows of %s, hash %s; %d of them with an answer that can be checked",
             one.name, len(one.rows), one.dataset.path, one.dataset.manifest.content_hash[:12],
-            one.num_checkable,
+            len(one.checkable),
         )  # fmt: skip
     return Probe(
         config=recipe.probe,

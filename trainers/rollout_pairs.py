@@ -46,6 +46,7 @@ from trainers.groups import (
     write_lines,
 )
 from trainers.objectives.base import PreparedRow, RowPair
+from trainers.together import summed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -121,8 +122,8 @@ class RolloutPairs:
         """
         cuts = self.cuts(step)
         places = [place for cut in cuts for place in cut]
-        groups = self._sampled(step, places)
         records = self.rows.records(self.survey, places)
+        groups = self._sampled(step, places, records)
         rated = self._rated(records, groups, f"step{step}")
         made = [
             self._pair(self.rows.prepared(self.survey.rows[place]), group, one.verdict)
@@ -145,14 +146,14 @@ class RolloutPairs:
         if isinstance(self.annotator, Rewards):
             self.annotator.close()
 
-    def _sampled(self, step: int, places: Sequence[int]) -> list[Sequence[Generation]]:
+    def _sampled(
+        self, step: int, places: Sequence[int], records: Sequence[Verifiable]
+    ) -> list[Sequence[Generation]]:
         """A group of responses for each place."""
         size = self.config.group_size
         requests = [
             request
-            for place, record in zip(
-                places, self.rows.records(self.survey, list(places)), strict=True
-            )
+            for place, record in zip(places, records, strict=True)
             # GRPO's names, so that its rollouts of the first step are these.
             for request in group_requests(
                 record,
@@ -222,12 +223,7 @@ class RolloutPairs:
             counts["sampled_tokens"] += one.counts["response_tokens"]
             for name, value in one.counts.items():
                 counts[name] = counts.get(name, 0.0) + value / self.config.group_size
-        names = sorted(counts)
-        sums = torch.tensor(
-            [counts[name] for name in names], dtype=torch.float64, device=self.accelerator.device
-        )
-        everywhere: Any = self.accelerator.reduce(sums, "sum")
-        return dict(zip(names, everywhere.tolist(), strict=True))
+        return summed(self.accelerator, counts, torch.float64)
 
     def _write(self, step: int, records: Sequence[Verifiable], rated: Sequence[Rated]) -> None:
         """Some of the responses, to be read by people."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
@@ -39,6 +39,7 @@ from trainers.rollout_server import (
     ServerSampler,
     VllmServer,
 )
+from trainers.together import summed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -122,10 +123,7 @@ class RolloutSource:
         of another number of processes.
         """
         batches, own = self._batches(step)
-        names = sorted(own)
-        sums = torch.tensor([own[name] for name in names], device=self.accelerator.device)
-        everywhere: Any = self.accelerator.reduce(sums, "sum")
-        counts = dict(zip(names, everywhere.tolist(), strict=True))
+        counts = summed(self.accelerator, own)
         totals = RolloutTotals(
             num_rollouts=self.num_rows * self.config.group_size,
             num_tokens=max(1.0, counts["response_tokens"]),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -25,3 +26,13 @@ def from_first(accelerator: Accelerator, function: Callable[[], T]) -> T:
     if result[1] is not None:
         raise result[1]
     return result[0]
+
+
+def summed(
+    accelerator: Accelerator, counts: Mapping[str, float], dtype: torch.dtype = torch.float32
+) -> dict[str, float]:
+    """Each count's sum over all processes, which must have the same names."""
+    names = sorted(counts)
+    own = torch.tensor([counts[name] for name in names], dtype=dtype, device=accelerator.device)
+    everywhere: Any = accelerator.reduce(own, "sum")
+    return dict(zip(names, everywhere.tolist(), strict=True))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from mmalign.records import Media, Message
+from mmalign.records import Example, Media, Message, Preference, Verifiable
 
 if TYPE_CHECKING:
     from mmalign.clips import Clip
@@ -59,6 +59,19 @@ class Request:
     prefill: str = ""
     num_tokens: int | None = None
     corruption: Corruption | None = None
+
+
+def request_for(
+    record: Example | Preference | Verifiable, *, id: str, media_root: Path | None
+) -> Request:
+    """The request to answer a record's own prompt about its own pictures and clips."""
+    return Request(
+        id=id,
+        prompt=record.prompt,
+        images=record.images,
+        videos=record.videos,
+        media_root=media_root,
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
