@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from evals.stats import Ratio
 from mmalign.config import Strict
@@ -17,6 +17,16 @@ from mmalign.generate.base import Request
 from mmalign.records import Media, user
 
 Row = dict[str, Any]
+
+
+def _has_place(prompt: str) -> str:
+    if "{question}" not in prompt:
+        raise ValueError("has no place for the {question}")
+    return prompt
+
+
+# What is asked, with the place of the question.
+QuestionPrompt = Annotated[str, AfterValidator(_has_place)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from evals.base import Row, Suite, check_known
+from evals.base import QuestionPrompt, Row, Suite, check_known
 from evals.stats import Ratio, mean, ratio
 from mmalign.config import Strict
 from mmalign.errors import DataError
@@ -52,31 +52,16 @@ class ClipBench(Strict):
 
     videos: the folder of the clips. split: a name of your own, where two suites would share a key.
     prompt: what is asked, with the place of the question. limit: only the first so many questions,
-    whole groups.
+    whole groups. method: how answers are read, in words.
     """
 
     split: str | None = None
     videos: Path
-    prompt: str = "{question}"
+    prompt: QuestionPrompt = "{question}"
     limit: int | None = Field(default=None, ge=1)
     max_new_tokens: int = Field(default=16, ge=1)
 
-    @field_validator("prompt")
-    @classmethod
-    def _has_place(cls, prompt: str) -> str:
-        if "{question}" not in prompt:
-            raise ValueError("has no place for the {question}")
-        return prompt
-
-    @property
-    @abstractmethod
-    def label(self) -> str:
-        """The benchmark's name, as recipes write it."""
-
-    @property
-    @abstractmethod
-    def method(self) -> str:
-        """How answers are read, in words."""
+    method: ClassVar[str]
 
     @abstractmethod
     def load(self) -> list[ClipQuestion]:
@@ -89,6 +74,11 @@ class ClipBench(Strict):
     @abstractmethod
     def metrics(self, items: Sequence[Row]) -> dict[str, Ratio]:
         """The benchmark's numbers, from rows alone."""
+
+    @property
+    def label(self) -> str:
+        """The benchmark's name, as recipes write it."""
+        return type(self).model_fields["name"].default
 
     @property
     def key(self) -> str:

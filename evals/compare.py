@@ -85,10 +85,17 @@ class Rules:
                 yield name, "bootstrap", ours, theirs
 
 
-# What clip_questions writes of each question.
-_READ_TWICE = ("answer", "official", "strict", "correct_official", "correct_strict")
-_ASKED = ("label", "categories", "cluster", "group")
-_ACCURACIES: dict[str, Test] = {"official/accuracy": "mcnemar", "strict/accuracy": "mcnemar"}
+def _of_clips(
+    metrics: Callable[[Sequence[Row]], dict[str, Ratio]], compared: dict[str, Test] | None = None
+) -> Rules:
+    """The rules of a benchmark of evals.clip_questions; its two accuracies, if nothing is said."""
+    return Rules(
+        metrics=metrics,
+        read=("answer", "official", "strict", "correct_official", "correct_strict"),
+        same=("label", "categories", "cluster", "group"),
+        compared=compared or {"official/accuracy": "mcnemar", "strict/accuracy": "mcnemar"},
+    )
+
 
 _RULES = {
     "pope": Rules(
@@ -147,11 +154,9 @@ _RULES = {
             "order": "bootstrap",
         },
     ),
-    "video_hallucer": Rules(
-        metrics=video_hallucer.metrics,
-        read=_READ_TWICE,
-        same=_ASKED,
-        compared={
+    "video_hallucer": _of_clips(
+        video_hallucer.metrics,
+        {
             "official/accuracy": "mcnemar",
             "official/basic": "mcnemar",
             "official/hallucination": "mcnemar",
@@ -159,60 +164,17 @@ _RULES = {
             "yes_difference": "bootstrap",
         },
     ),
-    "tempcompass": Rules(
-        metrics=tempcompass.metrics,
-        read=_READ_TWICE,
-        same=_ASKED,
-        compared=_ACCURACIES,
+    "tempcompass": _of_clips(tempcompass.metrics),
+    "tvbench": _of_clips(video_choices.metrics),
+    "mvbench": _of_clips(video_choices.metrics),
+    "longvideobench": _of_clips(video_choices.metrics),
+    "mlvu": _of_clips(video_choices.mlvu_metrics),
+    "videomme": _of_clips(
+        videomme.metrics, {"official/accuracy": "bootstrap", "strict/accuracy": "mcnemar"}
     ),
-    "tvbench": Rules(
-        metrics=video_choices.metrics,
-        read=_READ_TWICE,
-        same=_ASKED,
-        compared=_ACCURACIES,
-    ),
-    "mvbench": Rules(
-        metrics=video_choices.metrics,
-        read=_READ_TWICE,
-        same=_ASKED,
-        compared=_ACCURACIES,
-    ),
-    "longvideobench": Rules(
-        metrics=video_choices.metrics,
-        read=_READ_TWICE,
-        same=_ASKED,
-        compared=_ACCURACIES,
-    ),
-    "mlvu": Rules(
-        metrics=video_choices.mlvu_metrics,
-        read=_READ_TWICE,
-        same=_ASKED,
-        compared=_ACCURACIES,
-    ),
-    "videomme": Rules(
-        metrics=videomme.metrics,
-        read=_READ_TWICE,
-        same=_ASKED,
-        compared={"official/accuracy": "bootstrap", "strict/accuracy": "mcnemar"},
-    ),
-    "vidhalluc_binary": Rules(
-        metrics=vidhalluc.binary_metrics,
-        read=_READ_TWICE,
-        same=_ASKED,
-        compared=_ACCURACIES,
-    ),
-    "vidhalluc_choice": Rules(
-        metrics=vidhalluc.metrics,
-        read=_READ_TWICE,
-        same=_ASKED,
-        compared=_ACCURACIES,
-    ),
-    "vidhalluc_order": Rules(
-        metrics=vidhalluc.metrics,
-        read=_READ_TWICE,
-        same=_ASKED,
-        compared=_ACCURACIES,
-    ),
+    "vidhalluc_binary": _of_clips(vidhalluc.binary_metrics),
+    "vidhalluc_choice": _of_clips(vidhalluc.metrics),
+    "vidhalluc_order": _of_clips(vidhalluc.metrics),
 }
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from evals.base import OverMedia, Row, Suite, check_known, read_jsonl, text_field
+from evals.base import OverMedia, QuestionPrompt, Row, Suite, check_known, read_jsonl, text_field
 from evals.stats import Ratio, mean, ratio
 from mmalign.answers import YesNo, yes_no
 from mmalign.errors import DataError
@@ -33,16 +33,9 @@ class Pope(OverMedia):
     name: Literal["pope"] = "pope"
     split: str
     questions: Path
-    prompt: str = "{question}\nAnswer with a single word or phrase."
+    prompt: QuestionPrompt = "{question}\nAnswer with a single word or phrase."
     limit: int | None = Field(default=None, ge=1)
     max_new_tokens: int = Field(default=16, ge=1)
-
-    @field_validator("prompt")
-    @classmethod
-    def _has_place(cls, prompt: str) -> str:
-        if "{question}" not in prompt:
-            raise ValueError("has no place for the {question}")
-        return prompt
 
     @property
     def key(self) -> str:

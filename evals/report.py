@@ -242,6 +242,16 @@ def suite_title(suite: Mapping[str, Any], metric: Metric | None = None) -> str:
     return " ".join(part for part in parts if part)
 
 
+def spread(items: Mapping[str, Mapping[str, Any]], count: int) -> tuple[list[str], int]:
+    """Ids of up to `count` items that all evaluations hold, evenly spread: nobody chose them.
+
+    items: of each evaluation, by id. Also returns how many such items there are.
+    """
+    ids = sorted(set.intersection(*(set(rows) for rows in items.values())))
+    count = min(count, len(ids))
+    return [ids[number * len(ids) // count] for number in range(count)], len(ids)
+
+
 def finite(value: object) -> float | None:
     """The value if it is a number that JSON can hold, else None."""
     return value if isinstance(value, int | float) and math.isfinite(value) else None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evals.report import Evaluation, Report, finite, suite_title
+from evals.report import Evaluation, Report, finite, spread, suite_title
 from evals.verifiable import BENCHMARK, BY_CATEGORY
 from mmalign.errors import MmalignError
 from mmalign.media import open_image
@@ -28,15 +28,13 @@ def add_answers(page: Page, report: Report) -> None:
         page.heading(f"Answers: {suite_title(suite)}")
         _add_categories(page, key, suite, shown)
         items = {e.name: e.items(key) for e in shown}
-        ids = sorted(set.intersection(*(set(rows) for rows in items.values())))
-        count = min(report.recipe.gallery, len(ids))
-        if count == 0:
+        chosen, total = spread(items, report.recipe.gallery)
+        if not chosen:
             continue
         page.paragraph(
-            f"{count} of {len(ids):,} questions, spread evenly: nobody chose them. What a "
+            f"{len(chosen)} of {total:,} questions, spread evenly: nobody chose them. What a "
             "response got wrong, in its answer or in its form, stands beside its model."
         )
-        chosen = [ids[number * len(ids) // count] for number in range(count)]
         records = _records(shown[0], key, chosen)
         page.gallery([_card(id, items, records) for id in chosen])
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.image_preference import BENCHMARK
-from evals.report import Evaluation, Report, measures, suite_title
+from evals.report import Evaluation, Report, measures, spread, suite_title
 from mmalign.errors import MediaError
 from mmalign.media import open_image
 from mmalign.records import Media
@@ -29,14 +29,12 @@ def add_pictures(page: Page, report: Report) -> None:
         if suite["benchmark"] != BENCHMARK or report.recipe.gallery == 0:
             continue
         items = {e.name: e.items(key) for e in shown}
-        ids = sorted(set.intersection(*(set(rows) for rows in items.values())))
-        count = min(report.recipe.gallery, len(ids))
+        chosen, total = spread(items, report.recipe.gallery)
         page.heading(f"Pictures: {suite_title(suite)}")
         page.paragraph(
-            f"{count} of {len(ids):,} prompts, spread evenly. All pictures of a card were drawn "
+            f"{len(chosen)} of {total:,} prompts, spread evenly. All pictures of a card were drawn "
             "for one prompt from one noise; under each stand its model and its scores."
         )
-        chosen = [ids[number * len(ids) // count] for number in range(count)]
         page.gallery([_card(id, suite, shown, items) for id in chosen])
 
 

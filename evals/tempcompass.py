@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -42,7 +42,6 @@ from mmalign.options import chosen_option
 
 Task = Literal["multi-choice", "yes_no", "caption_matching"]
 ASPECTS = ("action", "direction", "speed", "order", "attribute_change")
-METHOD = "official: the released rules, no judge; strict: one option or yes or no, else unread"
 _ASKED = {
     "multi-choice": "\nPlease directly give the best option:",
     "yes_no": "\nPlease answer yes or no:",
@@ -63,15 +62,9 @@ class TempCompass(ClipBench):
     )
     max_new_tokens: int = Field(default=64, ge=1)
 
-    @property
-    def label(self) -> str:
-        """The benchmark's name."""
-        return self.name
-
-    @property
-    def method(self) -> str:
-        """How answers are read."""
-        return METHOD
+    method: ClassVar[str] = (
+        "official: the released rules, no judge; strict: one option or yes or no, else unread"
+    )
 
     def load(self) -> list[ClipQuestion]:
         """The questions of every task, in the files' order."""

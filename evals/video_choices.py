@@ -12,12 +12,11 @@ in the right option's letter, so that an empty answer is right; MLVU the charact
 from __future__ import annotations
 
 import re
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from evals.base import Row, text_field
+from evals.base import QuestionPrompt, Row, text_field
 from evals.clip_questions import (
     ClipBench,
     ClipQuestion,
@@ -91,17 +90,11 @@ MLVU = (
 class Choices(ClipBench):
     """What benchmarks of multiple choice share: RRPO's reading, and the strict one."""
 
-    prompt: str = "{question}\nOnly give the best option."
+    prompt: QuestionPrompt = "{question}\nOnly give the best option."
 
-    @property
-    @abstractmethod
-    def label(self) -> str:
-        """The benchmark's name."""
-
-    @property
-    def method(self) -> str:
-        """How answers are read."""
-        return "official: the first letter of the answer; strict: one option, else unread"
+    method: ClassVar[str] = (
+        "official: the first letter of the answer; strict: one option, else unread"
+    )
 
     def read(self, question: ClipQuestion, answer: str, reading: Reading) -> str | None:
         """A capital letter, which the official rule may find beyond the options."""
@@ -115,96 +108,40 @@ class Choices(ClipBench):
         return metrics(items)
 
 
-class _TaskFiles(Choices):
-    """One JSON list per task: rows of video, question, candidates, answer; start, end for some.
-
-    data: the folder of the files. videos: the folder of the tasks' folders. Questions of BOUNDED
-    tasks are about a part of a clip, from start to end in seconds, and ask for a file of it alone,
-    cut beforehand: clip_<start>_<end>.mp4 beside clip.mp4, with two digits after the point.
-    """
-
-    data: Path
-
-    @abstractmethod
-    def folders(self) -> Mapping[str, str]:
-        """Where each task's clips are, below `videos`, by the name of its file."""
-
-    def load(self) -> list[ClipQuestion]:
-        """The questions of every task."""
-        questions: list[ClipQuestion] = []
-        for task, folder in self.folders().items():
-            file = self.data / f"{task}.json"
-            for number, row in enumerate(read_json(file, list), start=1):
-                where = f"{file}, question {number}"
-                of_kind(row, dict, where)
-                options = _lettered(row.get("candidates"), where)
-                answer = text_field(row, "answer", where)
-                right = [letter for letter, text in options.items() if text == answer]
-                if not right:
-                    raise DataError("answer is none of the candidates", where=where, got=answer)
-                clip = text_field(row, "video", where)
-                clip = f"{folder}/{_part(clip, row, where) if task in BOUNDED else clip}"
-                questions.append(
-                    ClipQuestion(
-                        id=f"{task}/{number}",
-                        video=clip,
-                        text=_listed(text_field(row, "question", where), options),
-                        # Of equal candidates the script takes the last.
-                        truth=right[-1],
-                        categories=(task,),
-                        cluster=clip,
-                        options=options,
-                    )
-                )
-        return questions
-
-
-class TvBench(_TaskFiles):
+class TvBench(Choices):
     """TVBench (arXiv 2410.07752). data: its folder json. videos: its folder video."""
 
     name: Literal["tvbench"] = "tvbench"
+    data: Path
 
-    @property
-    def label(self) -> str:
-        """The benchmark's name."""
-        return self.name
-
-    def folders(self) -> Mapping[str, str]:
-        """A task's clips are in the folder of its name."""
-        return {task: task for task in TVBENCH}
+    def load(self) -> list[ClipQuestion]:
+        """The questions of every task, whose clips are in the folder of its name."""
+        return _of_tasks(self.data, {task: task for task in TVBENCH})
 
 
-class MvBench(_TaskFiles):
+class MvBench(Choices):
     """MVBench (arXiv 2311.17005). data: its folder json. videos: its folder video.
 
     episodic_reasoning has folders of frames, at 3 a second: make a clip of each part.
     """
 
     name: Literal["mvbench"] = "mvbench"
+    data: Path
 
-    @property
-    def label(self) -> str:
-        """The benchmark's name."""
-        return self.name
-
-    def folders(self) -> Mapping[str, str]:
-        """Tasks share the folders of their sources."""
-        return MVBENCH
+    def load(self) -> list[ClipQuestion]:
+        """The questions of every task, whose clips are in the folders of their sources."""
+        return _of_tasks(self.data, MVBENCH)
 
 
-class Mlvu(_TaskFiles):
+class Mlvu(Choices):
     """MLVU's choices (arXiv 2406.04264). data: its folder json. videos: its folder video."""
 
     name: Literal["mlvu"] = "mlvu"
+    data: Path
 
-    @property
-    def label(self) -> str:
-        """The benchmark's name."""
-        return self.name
-
-    def folders(self) -> Mapping[str, str]:
-        """A task's clips are in the folder of its name."""
-        return {task: task for task in MLVU}
+    def load(self) -> list[ClipQuestion]:
+        """The questions of every task, whose clips are in the folder of its name."""
+        return _of_tasks(self.data, {task: task for task in MLVU})
 
     def metrics(self, items: Sequence[Row]) -> dict[str, Ratio]:
         """M-avg, and the tasks' accuracies."""
@@ -216,12 +153,9 @@ class LongVideoBench(Choices):
 
     name: Literal["longvideobench"] = "longvideobench"
     data: Path
-    prompt: str = "{question}\nAnswer with the option's letter from the given choices directly."
-
-    @property
-    def label(self) -> str:
-        """The benchmark's name."""
-        return self.name
+    prompt: QuestionPrompt = (
+        "{question}\nAnswer with the option's letter from the given choices directly."
+    )
 
     def load(self) -> list[ClipQuestion]:
         """The file's questions; their categories are kind and length of clip in seconds."""
@@ -279,6 +213,42 @@ def both(items: Sequence[Row], whole: Ratio, plain: Ratio, *, macro: bool) -> di
         "official/unparsed_rate": unparsed(items, "official"),
         "unparsed_rate": unparsed(items),
     }
+
+
+def _of_tasks(data: Path, folders: Mapping[str, str]) -> list[ClipQuestion]:
+    """The questions of data/<task>.json, a list for each task of `folders`.
+
+    Rows have video, question, candidates, answer, some of them start and end. folders: where each
+    task's clips are, below the folder of clips. Questions of BOUNDED tasks are about a part of a
+    clip, from start to end in seconds, and ask for a file of it alone, cut beforehand:
+    clip_<start>_<end>.mp4 beside clip.mp4, with two digits after the point.
+    """
+    questions: list[ClipQuestion] = []
+    for task, folder in folders.items():
+        file = data / f"{task}.json"
+        for number, row in enumerate(read_json(file, list), start=1):
+            where = f"{file}, question {number}"
+            of_kind(row, dict, where)
+            options = _lettered(row.get("candidates"), where)
+            answer = text_field(row, "answer", where)
+            right = [letter for letter, text in options.items() if text == answer]
+            if not right:
+                raise DataError("answer is none of the candidates", where=where, got=answer)
+            clip = text_field(row, "video", where)
+            clip = f"{folder}/{_part(clip, row, where) if task in BOUNDED else clip}"
+            questions.append(
+                ClipQuestion(
+                    id=f"{task}/{number}",
+                    video=clip,
+                    text=_listed(text_field(row, "question", where), options),
+                    # Of equal candidates the script takes the last.
+                    truth=right[-1],
+                    categories=(task,),
+                    cluster=clip,
+                    options=options,
+                )
+            )
+    return questions
 
 
 def _lettered(candidates: Any, where: str) -> dict[str, str]:

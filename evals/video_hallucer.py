@@ -22,11 +22,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from evals.base import Row, text_field
+from evals.base import QuestionPrompt, Row, text_field
 from evals.clip_questions import (
     ClipBench,
     ClipQuestion,
@@ -51,7 +51,6 @@ Subset = Literal[
     "external_nonfactual",
 ]
 SIDES = ("basic", "hallucination")
-METHOD = "official: the right word stands in the answer; strict: opens with yes or no, else unread"
 
 
 class VideoHallucer(ClipBench):
@@ -72,17 +71,11 @@ class VideoHallucer(ClipBench):
         ),
         min_length=1,
     )
-    prompt: str = "{question}\nAnswer the question using 'yes' or 'no'."
+    prompt: QuestionPrompt = "{question}\nAnswer the question using 'yes' or 'no'."
 
-    @property
-    def label(self) -> str:
-        """The benchmark's name."""
-        return self.name
-
-    @property
-    def method(self) -> str:
-        """How answers are read."""
-        return METHOD
+    method: ClassVar[str] = (
+        "official: the right word stands in the answer; strict: opens with yes or no, else unread"
+    )
 
     def load(self) -> list[ClipQuestion]:
         """Both questions of every pair, the basic one first."""

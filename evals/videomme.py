@@ -15,9 +15,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from evals.base import Row, read_jsonl, text_field
+from evals.base import QuestionPrompt, Row, read_jsonl, text_field
 from evals.clip_questions import ClipQuestion, Reading, of_kind
 from evals.stats import Ratio, ratio
 from evals.video_choices import Choices, both
@@ -39,12 +39,7 @@ class VideoMme(Choices):
     name: Literal["videomme"] = "videomme"
     data: Path
     subtitles: Path | None = None
-    prompt: str = "{question}"
-
-    @property
-    def label(self) -> str:
-        """The benchmark's name."""
-        return self.name
+    prompt: QuestionPrompt = "{question}"
 
     @property
     def key(self) -> str:
@@ -52,10 +47,9 @@ class VideoMme(Choices):
         given = None if self.subtitles is None else "subtitles"
         return "-".join(filter(None, (self.name, self.split, given)))
 
-    @property
-    def method(self) -> str:
-        """How answers are read."""
-        return "official: the first A to D, answers without one not counted; strict: one option"
+    method: ClassVar[str] = (
+        "official: the first A to D, answers without one not counted; strict: one option"
+    )
 
     def load(self) -> list[ClipQuestion]:
         """The file's questions; their categories are length, domain and task."""

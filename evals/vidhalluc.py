@@ -25,11 +25,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from evals.base import Row, text_field
+from evals.base import QuestionPrompt, Row, text_field
 from evals.clip_questions import (
     ClipBench,
     ClipQuestion,
@@ -59,17 +59,11 @@ class VidHallucBinary(ClipBench):
 
     name: Literal["vidhalluc_binary"] = "vidhalluc_binary"
     data: Path
-    prompt: str = "{question} Only answer with a single word 'Yes' or 'No'."
+    prompt: QuestionPrompt = "{question} Only answer with a single word 'Yes' or 'No'."
 
-    @property
-    def label(self) -> str:
-        """The benchmark's name."""
-        return self.name
-
-    @property
-    def method(self) -> str:
-        """How answers are read."""
-        return "official: the text before the first . or , is Yes or No; strict: opens with either"
+    method: ClassVar[str] = (
+        "official: the text before the first . or , is Yes or No; strict: opens with either"
+    )
 
     def load(self) -> list[ClipQuestion]:
         """A question for each clip; those with the same words and clips belong together."""
@@ -121,18 +115,10 @@ class VidHallucChoice(ClipBench):
     name: Literal["vidhalluc_choice"] = "vidhalluc_choice"
     data: Path
 
-    @property
-    def label(self) -> str:
-        """The benchmark's name."""
-        return self.name
-
-    @property
-    def method(self) -> str:
-        """How answers are read."""
-        return (
-            "official: the letters that stand as words, else the first option whose words are "
-            "there; strict: letters alone, or the words of one option"
-        )
+    method: ClassVar[str] = (
+        "official: the letters that stand as words, else the first option whose words are "
+        "there; strict: letters alone, or the words of one option"
+    )
 
     def load(self) -> list[ClipQuestion]:
         """One question for each clip."""
@@ -192,22 +178,16 @@ class VidHallucOrder(ClipBench):
 
     name: Literal["vidhalluc_order"] = "vidhalluc_order"
     data: Path
-    prompt: str = (
+    prompt: QuestionPrompt = (
         "{question}Sort these two actions in the order they occur in the video, and return the "
         "order you detect (i.e., AB or BA). If you only detect one action of these two in the "
         "video, return that action."
     )
     max_new_tokens: int = Field(default=64, ge=1)
 
-    @property
-    def label(self) -> str:
-        """The benchmark's name."""
-        return self.name
-
-    @property
-    def method(self) -> str:
-        """How answers are read."""
-        return "official: the released script's rules; strict: AB, BA, A or B and nothing else"
+    method: ClassVar[str] = (
+        "official: the released script's rules; strict: AB, BA, A or B and nothing else"
+    )
 
     def load(self) -> list[ClipQuestion]:
         """One question for each id."""
