@@ -19,7 +19,6 @@ digit can be read. Every step is a public verb's recipe with overrides; what is 
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import statistics
@@ -60,17 +59,11 @@ PAIRS = 500
 
 
 def train(config: str, overrides: list[str]) -> None:
-    from trainers.loop import train as run
-    from trainers.recipes import load_recipe
-
-    for _ in run(load_recipe(LAB / config, overrides)):
-        pass
+    lab.train_recipe(LAB / config, overrides)
 
 
 def build(config: str, overrides: list[str]) -> None:
-    from data_builders.config import load_builder
-
-    load_builder(LAB / config, overrides).build()
+    lab.build_dataset(LAB / config, overrides)
 
 
 def evaluate(model: Path, style: str, output: Path, name: str) -> None:
@@ -245,13 +238,7 @@ def sheet(root: Path, seed: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("runs/image_study"))
-    parser.add_argument("--tables", action="store_true", help="only print the tables")
-    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = lab.study_parser(__doc__, "runs/image_study").parse_args()
     if args.job:
         logging.getLogger("mmalign").setLevel(logging.WARNING)
         kind, seed, *words = args.job

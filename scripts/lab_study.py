@@ -21,6 +21,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "quickstart"
@@ -43,19 +44,26 @@ TESTS = {
 }
 
 
-def build(config, overrides):
+def build_dataset(config: Path, overrides: Sequence[str]) -> Path:
     from data_builders.config import load_builder
 
-    return load_builder(CONFIGS / config, overrides).build()
+    return load_builder(config, overrides).build()
+
+
+def train_recipe(config: Path, overrides: Sequence[str]) -> None:
+    from trainers.loop import train as run
+    from trainers.recipes import load_recipe
+
+    for _ in run(load_recipe(config, overrides)):
+        pass
+
+
+def build(config: str, overrides: list[str]) -> Path:
+    return build_dataset(CONFIGS / config, overrides)
 
 
 def train(config: str, overrides: list[str]) -> None:
-    from mmalign.config import load_config
-    from trainers.config import Recipe
-    from trainers.loop import train as run
-
-    for _ in run(load_config(CONFIGS / f"{config}.yaml", Recipe, overrides)):
-        pass
+    train_recipe(CONFIGS / f"{config}.yaml", overrides)
 
 
 def evaluate(root: Path, name: str, model: Path, output: Path) -> None:
@@ -285,14 +293,19 @@ def tables(root: Path, seeds: list[int]) -> str:
     return "\n".join(out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def study_parser(about: str, output: str) -> argparse.ArgumentParser:
+    """What every study can be told; about: its docstring."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("runs/lab"))
+    parser.add_argument("--output", type=Path, default=Path(output))
     parser.add_argument("--tables", action="store_true", help="only print the tables")
     parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = study_parser(__doc__, "runs/lab").parse_args()
     if args.job:
         logging.getLogger("mmalign").setLevel(logging.WARNING)
         kind, *words = args.job

@@ -18,7 +18,6 @@ Every step is a public verb's recipe with overrides; what is complete is skipped
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import sys
@@ -99,9 +98,7 @@ def recipe(name: str, overrides: list[str]) -> Path:
 
 
 def build(name: str, overrides: list[str]) -> Path:
-    from data_builders.config import load_builder
-
-    return load_builder(LAB / f"{name}.yaml", overrides).build()
+    return lab.build_dataset(LAB / f"{name}.yaml", overrides)
 
 
 def make_scenes(root: Path) -> None:
@@ -501,13 +498,8 @@ def reward_table(root: Path, seeds: list[int]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("runs/method_lab"))
+    parser = lab.study_parser(__doc__, "runs/method_lab")
     parser.add_argument("--only", nargs="+", choices=[*RUNS], default=[*RUNS])
-    parser.add_argument("--tables", action="store_true", help="only print the tables")
-    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
         logging.getLogger("mmalign").setLevel(logging.WARNING)

@@ -14,7 +14,6 @@ rollouts are.
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import time
@@ -30,17 +29,11 @@ NAMES = {"none": "none", "sft": "SFT on chosen", "specs": "DPO + SFT (SPECS)"}
 
 
 def train(config: str, overrides: Sequence[str]) -> None:
-    from trainers.loop import train as run
-    from trainers.recipes import load_recipe
-
-    for _ in run(load_recipe(LAB / config, overrides)):
-        pass
+    lab.train_recipe(LAB / config, overrides)
 
 
 def build(config: str, overrides: Sequence[str]) -> None:
-    from data_builders.config import load_builder
-
-    load_builder(LAB / config, overrides).build()
+    lab.build_dataset(LAB / config, overrides)
 
 
 def evaluate(root: Path, model: Path, output: Path) -> None:
@@ -228,13 +221,7 @@ def _curve(file: Path, key: str) -> dict[int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("runs/specs_study"))
-    parser.add_argument("--tables", action="store_true", help="only print the tables")
-    parser.add_argument("--job", nargs="+", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = lab.study_parser(__doc__, "runs/specs_study").parse_args()
     if args.job:
         logging.getLogger("mmalign").setLevel(logging.WARNING)
         kind, *words = args.job
