@@ -17,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from evals.base import OverMedia, Row, Suite, check_known, read_jsonl, text_field
+from evals.rules import Metric, Rules
 from evals.stats import Ratio, ratio
 from mmalign.errors import DataError
 from mmalign.generate.base import Request
@@ -337,3 +338,27 @@ def _read_json(path: Path) -> Any:
 def _not_coco(path: Path, kind: str, error: Exception) -> DataError:
     reason = f"{type(error).__name__}: {error}"
     return DataError(f"is not {kind} file of COCO ({reason})", where=str(path))
+
+
+RULES = Rules(
+    metrics=metrics,
+    read=("answer", "mentioned", "spans", "hallucinated", "recalled", "num_words"),
+    same=("truth",),
+    compared={
+        "chair_i": "bootstrap",
+        "chair_s": "bootstrap",
+        "recall": "bootstrap",
+        "num_words": "bootstrap",
+        "order": "bootstrap",
+    },
+    shown=(
+        Metric("chair_i", "CHAIR_i", "lower"),
+        Metric("chair_s", "CHAIR_s", "lower"),
+        Metric("recall", "recall", "higher"),
+        Metric("num_words", "words", percent=False),
+    ),
+    items="pictures",
+    meaning="CHAIR looks for objects in captions. CHAIR_i is the share of mentioned objects that "
+    "are not in the picture, CHAIR_s the share of captions that mention such an object, recall "
+    "the share of the picture's objects that are mentioned, words the mean length of a caption.",
+)

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from evals import (
-    chair,
-    image_preference,
-    pope,
-    reward_bench,
-    tempcompass,
-    verifiable,
-    video_choices,
-    video_hallucer,
-    videomme,
-    vidhalluc,
-)
 from evals.base import Row, cluster_of, read_jsonl, shown
+from evals.known import RULES
+from evals.rules import Rules, Test
 from evals.run import RESULTS
-from evals.stats import Interval, Ratio, mcnemar, paired_difference
+from evals.stats import Interval, mcnemar, paired_difference
 from mmalign import log
 from mmalign.errors import DataError
 
-Test = Literal["mcnemar", "bootstrap"]
 _logger = log.get_logger("evals")
 _ANEW = "write it anew with `mmalign eval rescore` and its recipe"
 
@@ -49,133 +38,6 @@ class Comparison:
     relative_interval: Interval | None
     p_value: float
     test: Test
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """How one benchmark is compared: metrics from rows, the fields of a row, the tests.
-
-    read: fields that a row must hold. same: those that must agree between the runs as well, beside
-    the picture or clip. compared: metrics with their tests; those that a suite lacks are left out.
-    Without it all of them, by the bootstrap. paired: metrics that take the items of both runs,
-    as the values of either.
-    """
-
-    metrics: Callable[[Sequence[Row]], dict[str, Ratio]]
-    read: tuple[str, ...]
-    same: tuple[str, ...]
-    compared: dict[str, Test] | None = None
-    paired: Callable[[Sequence[Row], Sequence[Row]], dict[str, tuple[Ratio, Ratio]]] | None = None
-
-    def tests(self, metrics: Mapping[str, Ratio]) -> dict[str, Test]:
-        """The test of each of the metrics that is compared."""
-        wanted = self.compared or dict.fromkeys(metrics, "bootstrap")
-        return {name: test for name, test in wanted.items() if name in metrics}
-
-    def pairs(
-        self, a_items: Sequence[Row], b_items: Sequence[Row]
-    ) -> Iterator[tuple[str, Test, Ratio, Ratio]]:
-        """(metric, test, of a, of b) for all that is compared."""
-        a, b = self.metrics(a_items), self.metrics(b_items)
-        for name, test in self.tests(a).items():
-            if name in b:
-                yield name, test, a[name], b[name]
-        if self.paired is not None:
-            for name, (ours, theirs) in self.paired(a_items, b_items).items():
-                yield name, "bootstrap", ours, theirs
-
-
-def _of_clips(
-    metrics: Callable[[Sequence[Row]], dict[str, Ratio]], compared: dict[str, Test] | None = None
-) -> Rules:
-    """The rules of a benchmark of evals.clip_questions; its two accuracies, if nothing is said."""
-    return Rules(
-        metrics=metrics,
-        read=("answer", "official", "strict", "correct_official", "correct_strict"),
-        same=("label", "categories", "cluster", "group"),
-        compared=compared or {"official/accuracy": "mcnemar", "strict/accuracy": "mcnemar"},
-    )
-
-
-_RULES = {
-    "pope": Rules(
-        metrics=pope.metrics,
-        read=("answer", "official", "strict", "correct_official"),
-        same=("label",),
-        compared={
-            "official/accuracy": "mcnemar",
-            "official/f1": "bootstrap",
-            "yes_ratio": "bootstrap",
-        },
-    ),
-    "reward_bench": Rules(
-        metrics=reward_bench.metrics,
-        read=("answer", "correct", "category", "num_written", "num_cut"),
-        same=("image", "question"),
-        compared={"acc": "mcnemar", "acc_plus": "bootstrap"},
-    ),
-    "verifiable": Rules(
-        metrics=verifiable.metrics,
-        read=(
-            "answer",
-            "category",
-            "correct",
-            "well_formed",
-            "no_answer",
-            "undecided",
-            "finished",
-            "num_tokens",
-        ),
-        same=("prompt", "truth"),
-        compared={
-            "accuracy": "mcnemar",
-            "format": "mcnemar",
-            "no_answer": "bootstrap",
-            "undecided": "bootstrap",
-            "finished": "bootstrap",
-            "response_tokens": "bootstrap",
-        },
-    ),
-    "image_preference": Rules(
-        metrics=image_preference.metrics,
-        read=("scores",),
-        same=("prompt",),
-        paired=image_preference.win_rates,
-    ),
-    "chair": Rules(
-        metrics=chair.metrics,
-        read=("answer", "mentioned", "spans", "hallucinated", "recalled", "num_words"),
-        same=("truth",),
-        compared={
-            "chair_i": "bootstrap",
-            "chair_s": "bootstrap",
-            "recall": "bootstrap",
-            "num_words": "bootstrap",
-            "order": "bootstrap",
-        },
-    ),
-    "video_hallucer": _of_clips(
-        video_hallucer.metrics,
-        {
-            "official/accuracy": "mcnemar",
-            "official/basic": "mcnemar",
-            "official/hallucination": "mcnemar",
-            "strict/accuracy": "mcnemar",
-            "yes_difference": "bootstrap",
-        },
-    ),
-    "tempcompass": _of_clips(tempcompass.metrics),
-    "tvbench": _of_clips(video_choices.metrics),
-    "mvbench": _of_clips(video_choices.metrics),
-    "longvideobench": _of_clips(video_choices.metrics),
-    "mlvu": _of_clips(video_choices.mlvu_metrics),
-    "videomme": _of_clips(
-        videomme.metrics, {"official/accuracy": "bootstrap", "strict/accuracy": "mcnemar"}
-    ),
-    "vidhalluc_binary": _of_clips(vidhalluc.binary_metrics),
-    "vidhalluc_choice": _of_clips(vidhalluc.metrics),
-    "vidhalluc_order": _of_clips(vidhalluc.metrics),
-}
 
 
 def compare(
@@ -249,11 +111,11 @@ def matched(
     for key in shared:
         if suites is not None and key not in suites:
             continue
-        rules = _RULES.get(held[0][key]["benchmark"])
+        rules = RULES.get(held[0][key]["benchmark"])
         if rules is None:
             _logger.warning(
-                "%s is left out: only %s are compared, and it is of %s",
-                *(key, ", ".join(_RULES), held[0][key]["benchmark"]),
+                "%s is left out: no benchmark here is called %s",
+                *(key, held[0][key]["benchmark"]),
             )
             continue
         rows = [read_items(one, of[key]) for one, of in zip(folders, held, strict=True)]
@@ -297,7 +159,7 @@ def read_items(folder: Path, suite: Mapping[str, Any]) -> dict[str, Row]:
     path = folder / suite["items"]
     if not path.exists():
         raise DataError("is missing", where=str(path), fix=_ANEW)
-    rules = _RULES.get(suite["benchmark"])
+    rules = RULES.get(suite["benchmark"])
     fields = ("id", *rules.same, *rules.read) if rules else ("id",)
     items: dict[str, Row] = {}
     for where, row in read_jsonl(path):

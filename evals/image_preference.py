@@ -24,6 +24,7 @@ import numpy as np
 from pydantic import Field, PositiveInt, field_validator
 
 from evals.base import Row, Suite, read_jsonl
+from evals.rules import Rules
 from evals.stats import Ratio, mean, ratio
 from mmalign import log
 from mmalign.config import Strict
@@ -243,3 +244,16 @@ def _lines(path: Path) -> list[tuple[str, Row]]:
 
 def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+RULES = Rules(
+    metrics=metrics,
+    read=("scores",),
+    same=("prompt",),
+    paired=win_rates,
+    items="pictures",
+    meaning="Every model drew the same prompts from the same noise, and each judge "
+    "scored every picture. Wins are the share of pictures that a judge scores above base's picture "
+    "of the same prompt and noise, ties counted half; their difference is from the 50 % at which "
+    "base would stand against itself.",
+)

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 
 from evals.base import OverMedia, QuestionPrompt, Row, Suite, check_known, read_jsonl, text_field
+from evals.rules import Metric, Rules
 from evals.stats import Ratio, mean, ratio
 from mmalign.answers import YesNo, yes_no
 from mmalign.errors import DataError
@@ -198,3 +199,24 @@ def _classification(predicted: Sequence[str | None], labels: Sequence[str]) -> d
         # F1 = 2PR / (P + R) = 2 TP / (predicted yes + labelled yes).
         "f1": ratio(2 * tp, yes.astype(int) + label),
     }
+
+
+RULES = Rules(
+    metrics=metrics,
+    read=("answer", "official", "strict", "correct_official"),
+    same=("label",),
+    compared={
+        "official/accuracy": "mcnemar",
+        "official/f1": "bootstrap",
+        "yes_ratio": "bootstrap",
+    },
+    shown=(
+        Metric("official/accuracy", "accuracy", "higher"),
+        Metric("official/f1", "F1", "higher"),
+        Metric("yes_ratio", "yes ratio"),
+        Metric("unparsed_rate", "unparsed", "lower"),
+    ),
+    items="questions",
+    meaning="POPE asks whether an object is in the picture. Accuracy and F1 are of the answers, "
+    "yes being positive; yes ratio is the share of answers that are yes.",
+)

@@ -20,6 +20,8 @@ from pydantic import Field, model_validator
 from evals.base import read_jsonl
 from evals.compare import Comparison, compare, read_items, read_results
 from evals.image_preference import BENCHMARK, WINS
+from evals.known import RULES
+from evals.rules import Metric
 from mmalign.config import Strict
 from mmalign.errors import ConfigError, DataError
 
@@ -55,74 +57,6 @@ class ReportRecipe(Strict):
         if repeated:
             raise ValueError(f"every run needs its own name; repeated: {', '.join(repeated)}")
         return self
-
-
-@dataclass(frozen=True)
-class Metric:
-    """How one number is shown: its key in results.json, its words, and which way is better."""
-
-    key: str
-    label: str
-    better: Literal["lower", "higher"] | None = None
-    percent: bool = True
-    decimals: int = 1
-
-    def show(self, value: float, *, sign: bool = False) -> str:
-        """The number in percent or as it is, rounded."""
-        # Adding 0.0 never leaves a "-0.0".
-        rounded = round(100 * value if self.percent else value, self.decimals) + 0.0
-        plus = "+" if sign and rounded else ""
-        return f"{rounded:{plus}.{self.decimals}f}".replace("-", "−")
-
-
-_READ_TWICE = (
-    Metric("official/accuracy", "accuracy", "higher"),
-    Metric("strict/accuracy", "accuracy, strict", "higher"),
-    Metric("unparsed_rate", "unparsed", "lower"),
-)
-METRICS: dict[str, tuple[Metric, ...]] = {
-    "chair": (
-        Metric("chair_i", "CHAIR_i", "lower"),
-        Metric("chair_s", "CHAIR_s", "lower"),
-        Metric("recall", "recall", "higher"),
-        Metric("num_words", "words", percent=False),
-    ),
-    "verifiable": (
-        Metric("accuracy", "accuracy", "higher"),
-        Metric("format", "format", "higher"),
-        Metric("no_answer", "no answer", "lower"),
-        Metric("undecided", "undecided", "lower"),
-        Metric("finished", "finished", "higher"),
-        Metric("response_tokens", "tokens", percent=False),
-    ),
-    "reward_bench": (
-        Metric("acc", "Acc", "higher"),
-        Metric("acc_plus", "Acc+", "higher"),
-    ),
-    "pope": (
-        Metric("official/accuracy", "accuracy", "higher"),
-        Metric("official/f1", "F1", "higher"),
-        Metric("yes_ratio", "yes ratio"),
-        Metric("unparsed_rate", "unparsed", "lower"),
-    ),
-    "video_hallucer": (
-        Metric("official/accuracy", "both right", "higher"),
-        Metric("official/basic", "basic", "higher"),
-        Metric("official/hallucination", "hallucinated", "higher"),
-        Metric("strict/accuracy", "both right, strict", "higher"),
-        Metric("yes_difference", "yes difference"),
-        Metric("unparsed_rate", "unparsed", "lower"),
-    ),
-    "tempcompass": (*_READ_TWICE, Metric("match_rate", "matched")),
-    "tvbench": _READ_TWICE,
-    "mvbench": _READ_TWICE,
-    "mlvu": _READ_TWICE,
-    "longvideobench": _READ_TWICE,
-    "videomme": (*_READ_TWICE, Metric("official/unparsed_rate", "not counted")),
-    "vidhalluc_binary": _READ_TWICE,
-    "vidhalluc_choice": _READ_TWICE,
-    "vidhalluc_order": _READ_TWICE,
-}
 
 
 @dataclass(frozen=True)
@@ -229,8 +163,10 @@ def measures(suite: Mapping[str, Any]) -> tuple[Metric, ...]:
     """The measures of a benchmark; one this file does not know shows all of its numbers."""
     if suite["benchmark"] == BENCHMARK:
         return _judge_metrics([*suite["metrics"]])
-    known = METRICS.get(suite["benchmark"])
-    return known or tuple(Metric(key, key, percent=False) for key in suite["metrics"])
+    known = RULES.get(suite["benchmark"])
+    if known is not None and known.shown:
+        return known.shown
+    return tuple(Metric(key, key, percent=False) for key in suite["metrics"])
 
 
 def suite_title(suite: Mapping[str, Any], metric: Metric | None = None) -> str:

@@ -15,12 +15,11 @@ from typing import Any
 
 import yaml
 
+from evals.known import RULES
 from evals.report import (
     ALPHA,
-    METRICS,
     Evaluation,
     Finding,
-    Metric,
     Report,
     finite,
     measures,
@@ -30,6 +29,7 @@ from evals.report_answers import add_answers
 from evals.report_pictures import add_pictures, add_samples
 from evals.report_probes import add_probes
 from evals.report_scenes import add_scenes
+from evals.rules import Metric
 from mmalign.report.page import Kind, Marked, Page
 from mmalign.store import write_atomically
 
@@ -66,28 +66,6 @@ _CURVES = {
         "Rejected log-probability, change from reference (nats)",
         "Below zero, training has made the rejected response less likely.",
     ),
-}
-_ITEMS = {
-    "pope": "questions",
-    "verifiable": "questions",
-    "chair": "pictures",
-    "image_preference": "pictures",
-}
-_MEANINGS = {
-    "pope": "POPE asks whether an object is in the picture. Accuracy and F1 are of the answers, "
-    "yes being positive; yes ratio is the share of answers that are yes.",
-    "chair": "CHAIR looks for objects in captions. CHAIR_i is the share of mentioned objects that "
-    "are not in the picture, CHAIR_s the share of captions that mention such an object, recall "
-    "the share of the picture's objects that are mentioned, words the mean length of a caption.",
-    "verifiable": "Answers were checked by the functions that reward rollouts. Accuracy is the "
-    "share of right answers, in whatever form; format the share of responses that ended by "
-    "themselves with one think block and one answer block; no answer the share in which none was "
-    "found, undecided that in which the verifier cannot tell, finished that which was not cut; "
-    "tokens is the mean length.",
-    "image_preference": "Every model drew the same prompts from the same noise, and each judge "
-    "scored every picture. Wins are the share of pictures that a judge scores above base's picture "
-    "of the same prompt and noise, ties counted half; their difference is from the 50 % at which "
-    "base would stand against itself.",
 }
 
 
@@ -194,8 +172,9 @@ def _page(report: Report) -> Page:
         page.paragraph(recipe.note)
     page.heading("Before and after")
     benchmarks = {suite["benchmark"] for suite in report.suites.values()}
-    for benchmark in [name for name in _MEANINGS if name in benchmarks]:
-        page.paragraph(_MEANINGS[benchmark])
+    for meaning in [rules.meaning for name, rules in RULES.items() if name in benchmarks]:
+        if meaning:
+            page.paragraph(meaning)
     page.paragraph(
         "Numbers are percentages, except words, tokens and judges' scores; ± is half the width of "
         "the 95% bootstrap interval. An arrow says which way is better."
@@ -269,7 +248,7 @@ def _add_bars(page: Page, report: Report) -> None:
                     [e.name for e in shown],
                     [100 * (e.value(key, "chair_i") or 0) for e in shown],
                     [(100 * i[0], 100 * i[1]) if i else None for i in intervals],
-                    title=f"{suite_title(suite, METRICS['chair'][0])}, %",
+                    title=f"{suite_title(suite, RULES['chair'].shown[0])}, %",
                 ),
                 "Share of mentioned objects that are not in the picture, with its 95% interval. "
                 "Lower is better.",
@@ -363,7 +342,8 @@ def _difference_cell(finding: Finding | None) -> Marked | None:
 
 
 def _size(suite: Mapping[str, Any]) -> str:
-    return f"{suite['num_items']:,} {_ITEMS.get(suite['benchmark'], 'items')}"
+    rules = RULES.get(suite["benchmark"])
+    return f"{suite['num_items']:,} {rules.items if rules else 'items'}"
 
 
 def _of(report: Report) -> str:

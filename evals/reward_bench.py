@@ -24,6 +24,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from evals.base import Row, Suite, check_known, read_jsonl, text_field
 from evals.frames import with_frames
+from evals.rules import Metric, Rules
 from evals.stats import Ratio, mean, ratio
 from mmalign.config import Strict
 from mmalign.errors import DataError
@@ -296,3 +297,13 @@ def _official(file: Path) -> list[Preference]:
     if not pairs:
         raise DataError("holds no pair", where=str(file))
     return pairs
+
+
+RULES = Rules(
+    metrics=metrics,
+    read=("answer", "correct", "category", "num_written", "num_cut"),
+    same=("image", "question"),
+    compared={"acc": "mcnemar", "acc_plus": "bootstrap"},
+    shown=(Metric("acc", "Acc", "higher"), Metric("acc_plus", "Acc+", "higher")),
+    items="pairs",
+)

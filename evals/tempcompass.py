@@ -25,16 +25,18 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from evals.base import Row, text_field
-from evals.clip_questions import (
+from evals.questions import (
+    READ_TWICE,
     ClipBench,
-    ClipQuestion,
+    Question,
     Reading,
     accuracy,
     by_category,
-    of_kind,
-    read_json,
+    question_rules,
     unparsed,
 )
+from evals.rules import Metric
+from evals.sources import of_kind, read_json
 from evals.stats import Ratio, mean
 from mmalign.answers import yes_no
 from mmalign.errors import DataError
@@ -66,7 +68,7 @@ class TempCompass(ClipBench):
         "official: the released rules, no judge; strict: one option or yes or no, else unread"
     )
 
-    def load(self) -> list[ClipQuestion]:
+    def load(self) -> list[Question]:
         """The questions of every task, in the files' order."""
         return [
             question
@@ -74,7 +76,7 @@ class TempCompass(ClipBench):
             for question in _task(task, self.questions / f"{task}.json")
         ]
 
-    def read(self, question: ClipQuestion, answer: str, reading: Reading) -> str | None:
+    def read(self, question: Question, answer: str, reading: Reading) -> str | None:
         """A key of the options: a letter, yes or no, or the name of a caption."""
         if reading == "strict":
             if not question.options:
@@ -106,8 +108,8 @@ def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
     }
 
 
-def _task(task: Task, file: Path) -> list[ClipQuestion]:
-    questions: list[ClipQuestion] = []
+def _task(task: Task, file: Path) -> list[Question]:
+    questions: list[Question] = []
     for clip, aspects in read_json(file, dict).items():
         for aspect, asked in of_kind(aspects, dict, f"{file}, {clip}").items():
             where = f"{file}, {clip}, {aspect}"
@@ -118,7 +120,7 @@ def _task(task: Task, file: Path) -> list[ClipQuestion]:
                 text = text_field(of_kind(row, dict, here), "question", here)
                 truth, options = _truth(task, text, text_field(row, "answer", here), here)
                 questions.append(
-                    ClipQuestion(
+                    Question(
                         id=f"{task}/{clip}/{aspect}/{number}",
                         video=f"{clip}.mp4",
                         text=text + _ASKED[task],
@@ -170,3 +172,6 @@ def _short(name: str) -> str:
 def _without_name(answer: str) -> str:
     """An answer whose first word names the kind of option: "Caption A: …" is "A: …"."""
     return re.sub(r"^\W*(?:caption|option|sentence)\s+(?=[AB12]\b)", "", answer, flags=re.I)
+
+
+RULES = question_rules(metrics, shown=(*READ_TWICE, Metric("match_rate", "matched")))

@@ -22,6 +22,7 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from evals.base import Row, Suite, check_known
+from evals.rules import Metric, Rules
 from evals.stats import Ratio, mean, ratio
 from mmalign.config import Strict
 from mmalign.errors import DataError
@@ -199,3 +200,41 @@ def _category(row: Verifiable) -> str:
     except (ValueError, AttributeError):
         category = None
     return category if isinstance(category, str) and category else row.verifier
+
+
+RULES = Rules(
+    metrics=metrics,
+    read=(
+        "answer",
+        "category",
+        "correct",
+        "well_formed",
+        "no_answer",
+        "undecided",
+        "finished",
+        "num_tokens",
+    ),
+    same=("prompt", "truth"),
+    compared={
+        "accuracy": "mcnemar",
+        "format": "mcnemar",
+        "no_answer": "bootstrap",
+        "undecided": "bootstrap",
+        "finished": "bootstrap",
+        "response_tokens": "bootstrap",
+    },
+    shown=(
+        Metric("accuracy", "accuracy", "higher"),
+        Metric("format", "format", "higher"),
+        Metric("no_answer", "no answer", "lower"),
+        Metric("undecided", "undecided", "lower"),
+        Metric("finished", "finished", "higher"),
+        Metric("response_tokens", "tokens", percent=False),
+    ),
+    items="questions",
+    meaning="Answers were checked by the functions that reward rollouts. Accuracy is the "
+    "share of right answers, in whatever form; format the share of responses that ended by "
+    "themselves with one think block and one answer block; no answer the share in which none was "
+    "found, undecided that in which the verifier cannot tell, finished that which was not cut; "
+    "tokens is the mean length.",
+)

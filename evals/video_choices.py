@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from evals.base import QuestionPrompt, Row, text_field
-from evals.clip_questions import (
+from evals.questions import (
     ClipBench,
-    ClipQuestion,
+    Question,
     Reading,
     accuracy,
     by_category,
-    of_kind,
-    read_json,
+    question_rules,
     unparsed,
 )
+from evals.sources import of_kind, read_json
 from evals.stats import Ratio
 from mmalign.errors import DataError
 from mmalign.options import chosen_option
@@ -96,7 +96,7 @@ class Choices(ClipBench):
         "official: the first letter of the answer; strict: one option, else unread"
     )
 
-    def read(self, question: ClipQuestion, answer: str, reading: Reading) -> str | None:
+    def read(self, question: Question, answer: str, reading: Reading) -> str | None:
         """A capital letter, which the official rule may find beyond the options."""
         if reading == "strict":
             return chosen_option(answer, question.options)
@@ -114,7 +114,7 @@ class TvBench(Choices):
     name: Literal["tvbench"] = "tvbench"
     data: Path
 
-    def load(self) -> list[ClipQuestion]:
+    def load(self) -> list[Question]:
         """The questions of every task, whose clips are in the folder of its name."""
         return _of_tasks(self.data, {task: task for task in TVBENCH})
 
@@ -128,7 +128,7 @@ class MvBench(Choices):
     name: Literal["mvbench"] = "mvbench"
     data: Path
 
-    def load(self) -> list[ClipQuestion]:
+    def load(self) -> list[Question]:
         """The questions of every task, whose clips are in the folders of their sources."""
         return _of_tasks(self.data, MVBENCH)
 
@@ -139,7 +139,7 @@ class Mlvu(Choices):
     name: Literal["mlvu"] = "mlvu"
     data: Path
 
-    def load(self) -> list[ClipQuestion]:
+    def load(self) -> list[Question]:
         """The questions of every task, whose clips are in the folder of its name."""
         return _of_tasks(self.data, {task: task for task in MLVU})
 
@@ -157,9 +157,9 @@ class LongVideoBench(Choices):
         "{question}\nAnswer with the option's letter from the given choices directly."
     )
 
-    def load(self) -> list[ClipQuestion]:
+    def load(self) -> list[Question]:
         """The file's questions; their categories are kind and length of clip in seconds."""
-        questions: list[ClipQuestion] = []
+        questions: list[Question] = []
         for number, row in enumerate(read_json(self.data, list), start=1):
             where = f"{self.data}, question {number}"
             of_kind(row, dict, where)
@@ -177,7 +177,7 @@ class LongVideoBench(Choices):
             clip = text_field(row, "video_path", where)
             lines = "\n".join(f"{letter}. {text}" for letter, text in options.items())
             questions.append(
-                ClipQuestion(
+                Question(
                     id=text_field(row, "id", where),
                     video=clip,
                     text=f"Question: {text_field(row, 'question', where)}\nOptions:\n{lines}",
@@ -215,7 +215,7 @@ def both(items: Sequence[Row], whole: Ratio, plain: Ratio, *, macro: bool) -> di
     }
 
 
-def _of_tasks(data: Path, folders: Mapping[str, str]) -> list[ClipQuestion]:
+def _of_tasks(data: Path, folders: Mapping[str, str]) -> list[Question]:
     """The questions of data/<task>.json, a list for each task of `folders`.
 
     Rows have video, question, candidates, answer, some of them start and end. folders: where each
@@ -223,7 +223,7 @@ def _of_tasks(data: Path, folders: Mapping[str, str]) -> list[ClipQuestion]:
     clip, from start to end in seconds, and ask for a file of it alone, cut beforehand:
     clip_<start>_<end>.mp4 beside clip.mp4, with two digits after the point.
     """
-    questions: list[ClipQuestion] = []
+    questions: list[Question] = []
     for task, folder in folders.items():
         file = data / f"{task}.json"
         for number, row in enumerate(read_json(file, list), start=1):
@@ -237,7 +237,7 @@ def _of_tasks(data: Path, folders: Mapping[str, str]) -> list[ClipQuestion]:
             clip = text_field(row, "video", where)
             clip = f"{folder}/{_part(clip, row, where) if task in BOUNDED else clip}"
             questions.append(
-                ClipQuestion(
+                Question(
                     id=f"{task}/{number}",
                     video=clip,
                     text=_listed(text_field(row, "question", where), options),
@@ -273,3 +273,7 @@ def _part(clip: str, row: Row, where: str) -> str:
             "start and end are wrong", where=where, got=f"{start}, {end}", wanted="start < end"
         )
     return f"{Path(clip).with_suffix('')}_{start:.2f}_{end:.2f}.mp4"
+
+
+RULES = question_rules(metrics)
+MLVU_RULES = question_rules(mlvu_metrics)

@@ -27,17 +27,18 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from evals.base import QuestionPrompt, Row, text_field
-from evals.clip_questions import (
+from evals.questions import (
     ClipBench,
-    ClipQuestion,
+    Question,
     Reading,
     accuracy,
     by_category,
-    of_kind,
-    read_json,
+    question_rules,
     together,
     unparsed,
 )
+from evals.rules import Metric
+from evals.sources import of_kind, read_json
 from evals.stats import Ratio, ratio
 from mmalign.answers import yes_no
 from mmalign.errors import DataError
@@ -77,7 +78,7 @@ class VideoHallucer(ClipBench):
         "official: the right word stands in the answer; strict: opens with yes or no, else unread"
     )
 
-    def load(self) -> list[ClipQuestion]:
+    def load(self) -> list[Question]:
         """Both questions of every pair, the basic one first."""
         return [
             question
@@ -85,19 +86,19 @@ class VideoHallucer(ClipBench):
             for question in self._subset(subset, self.videos / subset / f"{subset}.json")
         ]
 
-    def read(self, question: ClipQuestion, answer: str, reading: Reading) -> str | None:
+    def read(self, question: Question, answer: str, reading: Reading) -> str | None:
         """Yes or no; the official rule looks for the right word only, then for the other one."""
         if reading == "strict":
             return yes_no(answer)
-        other = "no" if question.truth == "yes" else "yes"
-        return next((word for word in (question.truth, other) if _says(word, answer)), None)
+        words = ("yes", "no") if question.truth == "yes" else ("no", "yes")
+        return next((word for word in words if _says(word, answer)), None)
 
     def metrics(self, items: Sequence[Row]) -> dict[str, Ratio]:
         """The metrics above."""
         return metrics(items)
 
-    def _subset(self, subset: str, file: Path) -> list[ClipQuestion]:
-        questions: list[ClipQuestion] = []
+    def _subset(self, subset: str, file: Path) -> list[Question]:
+        questions: list[Question] = []
         for number, pair in enumerate(read_json(file, list), start=1):
             where = f"{file}, pair {number}"
             of_kind(pair, dict, where)
@@ -111,7 +112,7 @@ class VideoHallucer(ClipBench):
                 text = text_field(row, "question", f"{where}, {side}")
                 clip = text_field(row, "video", f"{where}, {side}")
                 questions.append(
-                    ClipQuestion(
+                    Question(
                         id=f"{subset}/{number}/{side}",
                         video=f"{subset}/videos/{clip}",
                         text=text,
@@ -157,3 +158,23 @@ def _side(items: Sequence[Row], reading: Reading, side: str) -> Ratio:
 
 def _says(word: str, answer: str) -> bool:
     return re.search(rf"\b{word}\b", answer, re.IGNORECASE) is not None
+
+
+RULES = question_rules(
+    metrics,
+    {
+        "official/accuracy": "mcnemar",
+        "official/basic": "mcnemar",
+        "official/hallucination": "mcnemar",
+        "strict/accuracy": "mcnemar",
+        "yes_difference": "bootstrap",
+    },
+    shown=(
+        Metric("official/accuracy", "both right", "higher"),
+        Metric("official/basic", "basic", "higher"),
+        Metric("official/hallucination", "hallucinated", "higher"),
+        Metric("strict/accuracy", "both right, strict", "higher"),
+        Metric("yes_difference", "yes difference"),
+        Metric("unparsed_rate", "unparsed", "lower"),
+    ),
+)

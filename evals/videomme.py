@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from evals.base import QuestionPrompt, Row, read_jsonl, text_field
-from evals.clip_questions import ClipQuestion, Reading, of_kind
+from evals.base import QuestionPrompt, Row, text_field
+from evals.questions import READ_TWICE, Question, Reading, question_rules
+from evals.rules import Metric
+from evals.sources import of_kind, read_rows
 from evals.stats import Ratio, ratio
 from evals.video_choices import Choices, both
 from mmalign.errors import DataError
@@ -51,10 +53,10 @@ class VideoMme(Choices):
         "official: the first A to D, answers without one not counted; strict: one option"
     )
 
-    def load(self) -> list[ClipQuestion]:
+    def load(self) -> list[Question]:
         """The file's questions; their categories are length, domain and task."""
-        questions: list[ClipQuestion] = []
-        for where, row in _rows(self.data):
+        questions: list[Question] = []
+        for where, row in read_rows(self.data):
             of_kind(row.get("options"), list, f"{where}, options")
             found = [re.fullmatch(r"([A-D])\.\s*(.*)", str(line)) for line in row["options"]]
             options = {one[1]: one[2] for one in found if one}
@@ -69,7 +71,7 @@ class VideoMme(Choices):
             clip = text_field(row, "videoID", where)
             lines = "\n".join(map(str, row["options"]))
             questions.append(
-                ClipQuestion(
+                Question(
                     id=text_field(row, "question_id", where),
                     video=f"{clip}.mp4",
                     text=self._text(clip, text_field(row, "question", where), lines),
@@ -85,7 +87,7 @@ class VideoMme(Choices):
             raise DataError("holds no .srt file", where=str(self.subtitles), fix="correct the path")
         return questions
 
-    def read(self, question: ClipQuestion, answer: str, reading: Reading) -> str | None:
+    def read(self, question: Question, answer: str, reading: Reading) -> str | None:
         """A letter, A to D."""
         if reading == "strict":
             return chosen_option(answer, question.options)
@@ -133,15 +135,8 @@ def subtitle_text(file: Path) -> str:
     return "\n".join(filter(None, spoken))
 
 
-def _rows(file: Path) -> list[tuple[str, Row]]:
-    """("file, row n", row) of a parquet file or of JSON lines."""
-    if file.suffix != ".parquet":
-        return list(read_jsonl(file))
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows = pq.read_table(file).to_pylist()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"cannot be read ({error})", where=str(file)) from None
-    return [(f"{file}, row {number}", row) for number, row in enumerate(rows, start=1)]
+RULES = question_rules(
+    metrics,
+    {"official/accuracy": "bootstrap", "strict/accuracy": "mcnemar"},
+    shown=(*READ_TWICE, Metric("official/unparsed_rate", "not counted")),
+)

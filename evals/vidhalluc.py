@@ -30,17 +30,17 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from evals.base import QuestionPrompt, Row, text_field
-from evals.clip_questions import (
+from evals.questions import (
     ClipBench,
-    ClipQuestion,
+    Question,
     Reading,
     accuracy,
     by_category,
-    of_kind,
-    read_json,
+    question_rules,
     together,
     unparsed,
 )
+from evals.sources import of_kind, read_json
 from evals.stats import Ratio
 from mmalign.answers import yes_no
 from mmalign.errors import DataError
@@ -65,9 +65,9 @@ class VidHallucBinary(ClipBench):
         "official: the text before the first . or , is Yes or No; strict: opens with either"
     )
 
-    def load(self) -> list[ClipQuestion]:
+    def load(self) -> list[Question]:
         """A question for each clip; those with the same words and clips belong together."""
-        questions: list[ClipQuestion] = []
+        questions: list[Question] = []
         for name, asked in read_json(self.data, dict).items():
             where = f"{self.data}, {name}"
             for number, row in enumerate(of_kind(asked, list, where), start=1):
@@ -81,7 +81,7 @@ class VidHallucBinary(ClipBench):
                             "answer is wrong", where=f"{here}, {clip}", got=truth, wanted="Yes, No"
                         )
                     questions.append(
-                        ClipQuestion(
+                        Question(
                             id=f"{name}/{number}/{clip}",
                             video=f"{clip}.mp4",
                             text=text,
@@ -93,7 +93,7 @@ class VidHallucBinary(ClipBench):
                     )
         return questions
 
-    def read(self, question: ClipQuestion, answer: str, reading: Reading) -> str | None:
+    def read(self, question: Question, answer: str, reading: Reading) -> str | None:
         """Yes or no."""
         if reading == "strict":
             return yes_no(answer)
@@ -120,9 +120,9 @@ class VidHallucChoice(ClipBench):
         "there; strict: letters alone, or the words of one option"
     )
 
-    def load(self) -> list[ClipQuestion]:
+    def load(self) -> list[Question]:
         """One question for each clip."""
-        questions: list[ClipQuestion] = []
+        questions: list[Question] = []
         for name, clips in read_json(self.data, dict).items():
             for clip, row in of_kind(clips, dict, f"{self.data}, {name}").items():
                 where = f"{self.data}, {name}, {clip}"
@@ -139,7 +139,7 @@ class VidHallucChoice(ClipBench):
                     )
                 lines = "\n".join(f"{letter}. {text}" for letter, text in options.items())
                 questions.append(
-                    ClipQuestion(
+                    Question(
                         id=f"{name}/{clip}",
                         video=f"{clip}.mp4",
                         text=f"{text_field(row, 'Question', where)} Please select the correct "
@@ -153,7 +153,7 @@ class VidHallucChoice(ClipBench):
                 )
         return questions
 
-    def read(self, question: ClipQuestion, answer: str, reading: Reading) -> str | None:
+    def read(self, question: Question, answer: str, reading: Reading) -> str | None:
         """Letters in the alphabet's order, such as "AC"."""
         if reading == "strict":
             found = _LETTERS.fullmatch(answer)
@@ -189,9 +189,9 @@ class VidHallucOrder(ClipBench):
         "official: the released script's rules; strict: AB, BA, A or B and nothing else"
     )
 
-    def load(self) -> list[ClipQuestion]:
+    def load(self) -> list[Question]:
         """One question for each id."""
-        questions: list[ClipQuestion] = []
+        questions: list[Question] = []
         for name, row in read_json(self.data, dict).items():
             where = f"{self.data}, {name}"
             truth = text_field(of_kind(row, dict, where), "Correct Answer", where)
@@ -201,7 +201,7 @@ class VidHallucOrder(ClipBench):
                 )
             clip = text_field(row, "video", where)
             questions.append(
-                ClipQuestion(
+                Question(
                     id=name,
                     video=f"{clip}.mp4",
                     text=text_field(row, "Question", where),
@@ -212,7 +212,7 @@ class VidHallucOrder(ClipBench):
             )
         return questions
 
-    def read(self, question: ClipQuestion, answer: str, reading: Reading) -> str | None:
+    def read(self, question: Question, answer: str, reading: Reading) -> str | None:
         """AB, BA, A or B; the official rule may find others, such as "ABA", which are wrong."""
         if reading == "strict":
             found = _ORDER.fullmatch(answer)
@@ -268,3 +268,7 @@ def binary_metrics(items: Sequence[Row]) -> dict[str, Ratio]:
         found[f"{reading}/per_clip"] = accuracy(items, reading)
     found["unparsed_rate"] = unparsed(items)
     return found
+
+
+RULES = question_rules(metrics)
+BINARY_RULES = question_rules(binary_metrics)

@@ -358,13 +358,12 @@ def test_a_training_folder_without_metrics_is_told_before_anything_is_written(
 
 
 def test_a_benchmark_without_tests_is_shown_and_said_to_be_left_out(evaluations, tmp_path, caplog):
-    report = collect(with_benchmark(evaluations, tmp_path, "amber"))
-    assert "amber-adversarial is left out: only pope, reward_bench, " in caplog.text
-    assert "are compared, and it is of amber" in caplog.text
+    report = collect(with_benchmark(evaluations, tmp_path, "unheard"))
+    assert "unheard-adversarial is left out: no benchmark here is called unheard" in caplog.text
     page = write(report).read_text()
-    assert "AMBER adversarial: 120 items" in page
-    assert "AMBER" not in section(page, "Differences from base")
-    alone = report.recipe.model_copy(update={"suites": ["amber-adversarial"]})
+    assert "UNHEARD adversarial: 120 items" in page
+    assert "UNHEARD" not in section(page, "Differences from base")
+    alone = report.recipe.model_copy(update={"suites": ["unheard-adversarial"]})
     page = build_report(alone).read_text()
     assert "good</strong>: no measure could be tested against base." in page
     assert "Scenes</h2>" not in page

@@ -1,4 +1,4 @@
-"""Questions about clips with short answers: asking them, reading them twice, and their shares.
+"""Questions with short answers: asking them, reading them twice, and their shares.
 
 Every answer is read by the released scorer's rule (`official/`) and by a stricter one that declines
 where an answer is not clear (`strict/`). An answer that is missing or was not read is wrong.
@@ -6,57 +6,68 @@ where an answer is not clear (`strict/`). An answer that is missing or was not r
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from evals.base import QuestionPrompt, Row, Suite, check_known
+from evals.rules import Metric, Metrics, Rules, Test
 from evals.stats import Ratio, mean, ratio
 from mmalign.config import Strict
 from mmalign.errors import DataError
 from mmalign.generate.base import Request
+from mmalign.media import media_key
 from mmalign.records import Media, user
 
 Reading = Literal["official", "strict"]
+READINGS: tuple[Reading, ...] = ("official", "strict")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipQuestion:
-    """One question about one clip.
+class Question:
+    """One question about pictures or a clip.
 
-    video: its file, below the benchmark's folder of clips. truth: the right answer, as a reading
-    gives it. categories: what it counts under; the first one is what means over categories take.
-    cluster: what intervals draw together, such as the clip. group: what questions share that are
-    right only together; None for a question by itself. options: by letter, if there are any.
+    video: a clip's file below the benchmark's folder, or images: pictures, by file or whole; with
+    neither, the question is of words alone. truth: the right answer as a reading gives it, or all
+    that count for right. categories: what it counts under; means over categories take the first.
+    cluster: what intervals draw together; by default the clip or the first picture. group: what
+    questions share that are right only together; None for a question by itself. options: by letter.
     """
 
     id: str
-    video: str
     text: str
-    truth: str
-    categories: tuple[str, ...]
-    cluster: str
+    truth: str | tuple[str, ...]
+    categories: tuple[str, ...] = ()
+    video: str | None = None
+    images: tuple[Media, ...] = ()
+    cluster: str | None = None
     group: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def shown(self) -> str:
+        """The name of the clip or of the first picture; the question's own if it has neither."""
+        if self.video is not None:
+            return self.video
+        first = self.images[0] if self.images else None
+        return self.id if first is None else first.path or media_key(first)
 
-class ClipBench(Strict):
-    """What benchmarks of questions about clips have in common.
 
-    videos: the folder of the clips. split: a name of your own, where two suites would share a key.
-    prompt: what is asked, with the place of the question. limit: only the first so many questions,
-    whole groups. method: how answers are read, in words.
+class QuestionBench(Strict):
+    """What benchmarks of questions have in common.
+
+    split: a name of your own, where two suites would share a key. prompt: what is asked, with the
+    place of the question. limit: only the first so many questions, whole groups.
+    method: how answers are read, in words.
     """
 
     split: str | None = None
-    videos: Path
     prompt: QuestionPrompt = "{question}"
     limit: int | None = Field(default=None, ge=1)
     max_new_tokens: int = Field(default=16, ge=1)
@@ -64,16 +75,26 @@ class ClipBench(Strict):
     method: ClassVar[str]
 
     @abstractmethod
-    def load(self) -> list[ClipQuestion]:
+    def load(self) -> list[Question]:
         """All questions, in the files' order. Raises DataError on files missing or wrong."""
 
     @abstractmethod
-    def read(self, question: ClipQuestion, answer: str, reading: Reading) -> str | None:
+    def read(self, question: Question, answer: str, reading: Reading) -> str | None:
         """What an answer says, in the form of `truth`; None where the reading cannot tell."""
 
-    @abstractmethod
+    def credit(self, question: Question, said: str) -> float:
+        """How right it is, from 0 to 1: by default whether it equals the truth, or one of them."""
+        truths = (question.truth,) if isinstance(question.truth, str) else question.truth
+        return float(said in truths)
+
     def metrics(self, items: Sequence[Row]) -> dict[str, Ratio]:
         """The benchmark's numbers, from rows alone."""
+        return metrics(items)
+
+    @property
+    @abstractmethod
+    def folder(self) -> Path | None:
+        """Where files of pictures or clips lie; None where pictures are in the data itself."""
 
     @property
     def label(self) -> str:
@@ -90,9 +111,14 @@ class ClipBench(Strict):
         return [
             Request(
                 id=question.id,
-                prompt=user(self._asked(question), videos=1),
-                videos=(Media(path=question.video),),
-                media_root=self.videos,
+                prompt=user(
+                    self._asked(question),
+                    images=len(question.images),
+                    videos=0 if question.video is None else 1,
+                ),
+                images=question.images,
+                videos=() if question.video is None else (Media(path=question.video),),
+                media_root=self.folder,
             )
             for question in self._questions()
         ]
@@ -102,21 +128,23 @@ class ClipBench(Strict):
         questions = self._questions()
         check_known(answers, {question.id for question in questions}, self.key)
         items = [self._item(question, answers.get(question.id)) for question in questions]
+        of_clips = any(question.video is not None for question in questions)
         return Suite(
             key=self.key,
             benchmark=self.label,
             split=self.key.removeprefix(self.label).lstrip("-") or None,
-            videos=self.videos,
+            images=None if of_clips else self.folder,
+            videos=self.folder if of_clips else None,
             method=self.method,
             items=items,
             metrics=self.metrics(items),
             num_unparsed=sum(row["strict"] is None for row in items),
         )
 
-    def _asked(self, question: ClipQuestion) -> str:
+    def _asked(self, question: Question) -> str:
         return self.prompt.replace("{question}", question.text)
 
-    def _questions(self) -> list[ClipQuestion]:
+    def _questions(self) -> list[Question]:
         questions = self.load()
         if not questions:
             raise DataError("holds no question", where=self.key, fix="check its data folder")
@@ -128,25 +156,92 @@ class ClipBench(Strict):
         first = {question.group or question.id for question in questions[: self.limit]}
         return [question for question in questions if (question.group or question.id) in first]
 
-    def _item(self, question: ClipQuestion, answer: str | None) -> Row:
+    def _item(self, question: Question, answer: str | None) -> Row:
         official, strict = (
-            None if answer is None else self.read(question, answer, reading)
-            for reading in ("official", "strict")
+            None if answer is None else self.read(question, answer, reading) for reading in READINGS
         )
+        medium = "image" if question.video is None else "video"
+        label = question.truth
         return {
             "id": question.id,
-            "video": question.video,
-            "cluster": question.cluster,
+            medium: question.shown,
+            "cluster": question.cluster or question.shown,
             "group": question.group or question.id,
             "prompt": self._asked(question),
             "categories": list(question.categories),
             "answer": answer,
-            "label": question.truth,
+            "label": label if isinstance(label, str) else list(label),
             "official": official,
             "strict": strict,
-            "correct_official": official == question.truth,
-            "correct_strict": strict == question.truth,
+            "correct_official": self._right(question, official),
+            "correct_strict": self._right(question, strict),
         }
+
+    def _right(self, question: Question, said: str | None) -> bool | float:
+        credit = 0.0 if said is None else self.credit(question, said)
+        return bool(credit) if credit in (0, 1) else credit
+
+
+class ClipBench(QuestionBench):
+    """Questions about clips. videos: the folder of the clips."""
+
+    videos: Path
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the clips."""
+        return self.videos
+
+
+class PictureBench(QuestionBench):
+    """Questions about pictures. images: their folder, where the data does not hold them."""
+
+    images: Path | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the pictures."""
+        return self.images
+
+
+READ_TWICE = (
+    Metric("official/accuracy", "accuracy", "higher"),
+    Metric("strict/accuracy", "accuracy, strict", "higher"),
+    Metric("unparsed_rate", "unparsed", "lower"),
+)
+
+
+def question_rules(
+    metrics: Metrics,
+    compared: dict[str, Test] | None = None,
+    *,
+    shown: tuple[Metric, ...] = READ_TWICE,
+    meaning: str = "",
+) -> Rules:
+    """The rules of a benchmark of questions; its two accuracies, if nothing is said.
+
+    McNemar's test is for answers that are right or wrong: name the bootstrap for soft credit.
+    """
+    return Rules(
+        metrics=metrics,
+        read=("answer", "official", "strict", "correct_official", "correct_strict"),
+        same=("label", "categories", "cluster", "group"),
+        compared=compared or {"official/accuracy": "mcnemar", "strict/accuracy": "mcnemar"},
+        shown=shown,
+        items="questions",
+        meaning=meaning,
+    )
+
+
+def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
+    """Both readings' accuracies, the official one by category too, and what was not read."""
+    official = accuracy(items, "official")
+    return {
+        "official/accuracy": official,
+        **by_category(items, "official/accuracy", official),
+        "strict/accuracy": accuracy(items, "strict"),
+        "unparsed_rate": unparsed(items),
+    }
 
 
 def accuracy(items: Sequence[Row], reading: Reading, *, macro: bool = False) -> Ratio:
@@ -178,37 +273,6 @@ def by_category(items: Sequence[Row], name: str, whole: Ratio) -> dict[str, Rati
 def unparsed(items: Sequence[Row], reading: Reading = "strict") -> Ratio:
     """The share of questions whose answer the reading declined, or that have none."""
     return mean([row[reading] is None for row in items])
-
-
-def read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
-    """What a JSON file holds, a list or an object.
-
-    Raises DataError when the file is missing, is no JSON, holds something else, or has a key twice.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_keys_once)
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "check that it is there, and is UTF-8 text"
-        raise DataError(f"cannot be read ({error})", where=str(path), fix=fix) from None
-    except ValueError as error:
-        raise DataError(f"is not JSON ({error})", where=str(path)) from None
-    return of_kind(found, kind, str(path))
-
-
-def of_kind(value: Any, kind: type[list[Any]] | type[dict[str, Any]], where: str) -> Any:
-    """The value, checked to be a list or an object of JSON. Raises DataError."""
-    if not isinstance(value, kind):
-        wanted = "a list" if kind is list else "an object"
-        raise DataError("is wrong", where=where, got=type(value).__name__, wanted=wanted)
-    return value
-
-
-def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)} appears twice")
-    return found
 
 
 def _weighted(
