@@ -36,6 +36,7 @@ class Suite:
     `images` is the folder of the rows' pictures, or `videos` of their clips; a row names its own
     under `image` or `video`. `method` says in words how answers were read.
     A row's `answer` is None where the model gave none, as for a picture that cannot be read.
+    `judge` tells who judged the answers, where a language model did.
     """
 
     key: str
@@ -47,6 +48,7 @@ class Suite:
     items: list[Row]
     metrics: dict[str, Ratio]
     num_unparsed: int
+    judge: dict[str, Any] | None = None
 
 
 class Benchmark(Protocol):

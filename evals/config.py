@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from evals.chair import Chair
+from evals.judged import JudgedBench
+from evals.judging import EvalJudge
+from evals.mmhal import MmHal
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.tempcompass import TempCompass
@@ -19,12 +22,14 @@ from evals.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.engines import AnyEngine, LocalEngine
+from mmalign.generate.server import ServerConfig
 from mmalign.models.quantization import Quantization
 
 AnyBenchmark = Annotated[
     Pope
     | Chair
     | RewardBench
+    | MmHal
     | VerifiableBench
     | VideoHallucer
     | VidHallucBinary
@@ -49,6 +54,7 @@ class EvalModel(Strict):
     Give them the values that the model was trained with.
     """
 
+    engine: Literal["local"] = Field(default="local", exclude=True)
     path: str
     revision: str | None = None
     adapter: str | None = None
@@ -60,18 +66,37 @@ class EvalModel(Strict):
     quantization: Quantization | None = None
 
 
+def _with_engine(model: Any) -> Any:
+    """A model's settings with the engine that they mean where they name none."""
+    if not isinstance(model, dict) or "engine" in model:
+        return model
+    if "base_url" in model:
+        raise ValueError("has a base_url; say engine: server as well")
+    return {"engine": "local", **model}
+
+
+# A checkpoint, or a model behind an OpenAI-compatible server.
+AnyModel = Annotated[
+    EvalModel | ServerConfig, Field(discriminator="engine"), BeforeValidator(_with_engine)
+]
+# What benchmarks say themselves of how answers are drawn.
+_OF_BENCHMARKS = ("temperature", "top_p", "max_new_tokens")
+
+
 class EvalRecipe(Strict):
     """One evaluation run. `seed` draws the bootstrap samples.
 
     Answers are greedy, but where a benchmark has a `decoding` of its own.
 
     engine: where answers are generated, local or ray (docs/evaluate.md); no result tells of it.
+    judge: of benchmarks whose answers a language model judges.
     """
 
     name: str
-    model: EvalModel
+    model: AnyModel
     output: Path
     benchmarks: list[AnyBenchmark] = Field(min_length=1)
+    judge: EvalJudge | None = None
     batch_size: PositiveInt = 16
     engine: AnyEngine = Field(default=LocalEngine(), exclude=True)
     bootstrap_samples: PositiveInt = 2000
@@ -85,3 +110,21 @@ class EvalRecipe(Strict):
         if twice:
             raise ValueError(f"{', '.join(twice)} appears twice; give each a split of its own")
         return benchmarks
+
+    @field_validator("model")
+    @classmethod
+    def _benchmarks_decode(cls, model: AnyModel) -> AnyModel:
+        if isinstance(model, ServerConfig):
+            given = [name for name in _OF_BENCHMARKS if name in model.model_fields_set]
+            if given:
+                raise ValueError(f"{', '.join(given)} is set by each benchmark; leave it out here")
+        return model
+
+    @model_validator(mode="after")
+    def _judges_where_needed(self) -> EvalRecipe:
+        needed = [one.key for one in self.benchmarks if isinstance(one, JudgedBench)]
+        if needed and self.judge is None:
+            raise ValueError(
+                f"{', '.join(needed)} takes a judge: give judge.server its model and base_url"
+            )
+        return self

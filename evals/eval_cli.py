@@ -17,12 +17,6 @@ app = typer.Typer(
     add_completion=False,
 )
 
-# Means of counts and of judges' scores; every other metric is a fraction, shown in percent.
-_NUMBERS = {
-    "num_words", "mentions", "response_tokens",
-    "pick_score", "hps_v2", "aesthetic", "clip_score", "digit_style",
-}  # fmt: skip
-
 
 @app.command()
 def run(
@@ -211,7 +205,9 @@ def _print_results(folder: Path) -> None:
 
 
 def _shown(metric: str, value: float, *, sign: str = "") -> str:
-    return f"{value if metric in _NUMBERS else 100 * value:{sign}.2f}"
+    from evals.known import is_number
+
+    return f"{value if is_number(metric) else 100 * value:{sign}.2f}"
 
 
 def _range(metric: str, interval: Sequence[float], *, sign: str = "") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from evals import (
     chair,
     image_preference,
+    mmhal,
     pope,
     reward_bench,
     tempcompass,
@@ -20,6 +21,7 @@ RULES: dict[str, Rules] = {
     "pope": pope.RULES,
     "chair": chair.RULES,
     "reward_bench": reward_bench.RULES,
+    "mmhal": mmhal.RULES,
     "verifiable": verifiable.RULES,
     "image_preference": image_preference.RULES,
     "video_hallucer": video_hallucer.RULES,
@@ -33,3 +35,14 @@ RULES: dict[str, Rules] = {
     "longvideobench": video_choices.RULES,
     "videomme": videomme.RULES,
 }
+
+# Counts that no table shows, and judges of pictures, whose scores are no shares.
+_OTHERS = {"mentions", "pick_score", "hps_v2", "aesthetic", "clip_score", "digit_style"}
+_NUMBERS = _OTHERS | {
+    metric.key for rules in RULES.values() for metric in rules.shown if not metric.percent
+}
+
+
+def is_number(metric: str) -> bool:
+    """Whether a metric is a number as it stands; all others are shares, shown in percent."""
+    return any(metric == name or metric.startswith(f"{name}/") for name in _NUMBERS)

@@ -38,6 +38,7 @@ class Question:
     that count for right. categories: what it counts under; means over categories take the first.
     cluster: what intervals draw together; by default the clip or the first picture. group: what
     questions share that are right only together; None for a question by itself. options: by letter.
+    notes: what a judge is told beside question, answer and truth, by name.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Question:
     cluster: str | None = None
     group: str | None = None
     options: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shown(self) -> str:
@@ -59,12 +61,12 @@ class Question:
         return self.id if first is None else first.path or media_key(first)
 
 
-class QuestionBench(Strict):
-    """What benchmarks of questions have in common.
+class Asking(Strict):
+    """What all benchmarks of questions have in common: whose answers are read, and those judged.
 
     split: a name of your own, where two suites would share a key. prompt: what is asked, with the
     place of the question. limit: only the first so many questions, whole groups.
-    method: how answers are read, in words.
+    method: how answers are scored, in words.
     """
 
     split: str | None = None
@@ -77,19 +79,6 @@ class QuestionBench(Strict):
     @abstractmethod
     def load(self) -> list[Question]:
         """All questions, in the files' order. Raises DataError on files missing or wrong."""
-
-    @abstractmethod
-    def read(self, question: Question, answer: str, reading: Reading) -> str | None:
-        """What an answer says, in the form of `truth`; None where the reading cannot tell."""
-
-    def credit(self, question: Question, said: str) -> float:
-        """How right it is, from 0 to 1: by default whether it equals the truth, or one of them."""
-        truths = (question.truth,) if isinstance(question.truth, str) else question.truth
-        return float(said in truths)
-
-    def metrics(self, items: Sequence[Row]) -> dict[str, Ratio]:
-        """The benchmark's numbers, from rows alone."""
-        return metrics(items)
 
     @property
     @abstractmethod
@@ -112,7 +101,7 @@ class QuestionBench(Strict):
             Request(
                 id=question.id,
                 prompt=user(
-                    self._asked(question),
+                    self.asked(question),
                     images=len(question.images),
                     videos=0 if question.video is None else 1,
                 ),
@@ -120,31 +109,15 @@ class QuestionBench(Strict):
                 videos=() if question.video is None else (Media(path=question.video),),
                 media_root=self.folder,
             )
-            for question in self._questions()
+            for question in self.selected()
         ]
 
-    def score(self, answers: Mapping[str, str]) -> Suite:
-        """Score answers by question id; a missing one is wrong under both readings."""
-        questions = self._questions()
-        check_known(answers, {question.id for question in questions}, self.key)
-        items = [self._item(question, answers.get(question.id)) for question in questions]
-        of_clips = any(question.video is not None for question in questions)
-        return Suite(
-            key=self.key,
-            benchmark=self.label,
-            split=self.key.removeprefix(self.label).lstrip("-") or None,
-            images=None if of_clips else self.folder,
-            videos=self.folder if of_clips else None,
-            method=self.method,
-            items=items,
-            metrics=self.metrics(items),
-            num_unparsed=sum(row["strict"] is None for row in items),
-        )
-
-    def _asked(self, question: Question) -> str:
+    def asked(self, question: Question) -> str:
+        """The words of the prompt."""
         return self.prompt.replace("{question}", question.text)
 
-    def _questions(self) -> list[Question]:
+    def selected(self) -> list[Question]:
+        """Those within the limit. Raises DataError where there are none, or two share an id."""
         questions = self.load()
         if not questions:
             raise DataError("holds no question", where=self.key, fix="check its data folder")
@@ -156,19 +129,54 @@ class QuestionBench(Strict):
         first = {question.group or question.id for question in questions[: self.limit]}
         return [question for question in questions if (question.group or question.id) in first]
 
+    def suite(self, items: list[Row], metrics: dict[str, Ratio], num_unparsed: int) -> Suite:
+        """The scored answers."""
+        of_clips = any("video" in row for row in items)
+        return Suite(
+            key=self.key,
+            benchmark=self.label,
+            split=self.key.removeprefix(self.label).lstrip("-") or None,
+            images=None if of_clips else self.folder,
+            videos=self.folder if of_clips else None,
+            method=self.method,
+            items=items,
+            metrics=metrics,
+            num_unparsed=num_unparsed,
+        )
+
+
+class QuestionBench(Asking):
+    """Questions whose answers are read, by a rule of their own."""
+
+    @abstractmethod
+    def read(self, question: Question, answer: str, reading: Reading) -> str | None:
+        """What an answer says, in the form of `truth`; None where the reading cannot tell."""
+
+    def credit(self, question: Question, said: str) -> float:
+        """How right it is, from 0 to 1: by default whether it equals the truth, or one of them."""
+        truths = (question.truth,) if isinstance(question.truth, str) else question.truth
+        return float(said in truths)
+
+    def metrics(self, items: Sequence[Row]) -> dict[str, Ratio]:
+        """The benchmark's numbers, from rows alone."""
+        return metrics(items)
+
+    def score(self, answers: Mapping[str, str]) -> Suite:
+        """Score answers by question id; a missing one is wrong under both readings."""
+        questions = self.selected()
+        check_known(answers, {question.id for question in questions}, self.key)
+        items = [self._item(question, answers.get(question.id)) for question in questions]
+        unread = sum(row["strict"] is None for row in items)
+        return self.suite(items, self.metrics(items), unread)
+
     def _item(self, question: Question, answer: str | None) -> Row:
         official, strict = (
             None if answer is None else self.read(question, answer, reading) for reading in READINGS
         )
-        medium = "image" if question.video is None else "video"
         label = question.truth
         return {
-            "id": question.id,
-            medium: question.shown,
-            "cluster": question.cluster or question.shown,
-            "group": question.group or question.id,
-            "prompt": self._asked(question),
-            "categories": list(question.categories),
+            **about(question),
+            "prompt": self.asked(question),
             "answer": answer,
             "label": label if isinstance(label, str) else list(label),
             "official": official,
@@ -202,6 +210,17 @@ class PictureBench(QuestionBench):
     def folder(self) -> Path | None:
         """The folder of the pictures."""
         return self.images
+
+
+def about(question: Question) -> Row:
+    """What the row of every benchmark of questions says of the question itself."""
+    return {
+        "id": question.id,
+        "image" if question.video is None else "video": question.shown,
+        "cluster": question.cluster or question.shown,
+        "group": question.group or question.id,
+        "categories": list(question.categories),
+    }
 
 
 READ_TWICE = (

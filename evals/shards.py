@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evals.answer_files import ANSWERS, Answer, line_of, read_answers, read_model, write_model
+from evals.answering import answer, asked_by
 from evals.config import EvalRecipe
-from evals.run import answer, asked_by
 from mmalign.errors import ConfigError, DataError
 from mmalign.generate.base import Generator
 from mmalign.store import write_atomically

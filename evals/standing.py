@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from evals.answer_files import ANSWERS
-from evals.config import EvalRecipe
+from evals.config import EvalModel, EvalRecipe
 from evals.run import RESULTS
 from mmalign.standing import Standing
 
@@ -22,7 +22,8 @@ def standing(recipe: EvalRecipe) -> Standing:
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # Those are written anew.
         config = json.loads(results.read_text(encoding="utf-8"))["config"]
         ended = results.stat().st_mtime_ns
-        parts = Path(recipe.model.path).rglob("*")
+        model = recipe.model
+        parts = Path(model.path).rglob("*") if isinstance(model, EvalModel) else ()
         if config == recipe.model_dump(mode="json") and all(
             part.stat().st_mtime_ns <= ended for part in parts
         ):

@@ -104,6 +104,7 @@ class Generation:
 
     num_tokens: without the token that ended the turn. token_ids: all that were sampled, that one
     included, where the generator knows them. told: where a server was asked to say so.
+    prompt_tokens: of the prompt, where a server counts them.
     """
 
     id: str
@@ -112,6 +113,7 @@ class Generation:
     finished: bool
     token_ids: tuple[int, ...] = ()
     told: Told | None = None
+    prompt_tokens: int = 0
 
 
 class Generator(Protocol):

@@ -396,4 +396,5 @@ def _generation(request: Request, answer: Answer | None) -> Generation | None:
         finished=answer.finish_reason == "stop",
         token_ids=answer.token_ids,
         told=answer.told,
+        prompt_tokens=answer.prompt_tokens,
     )
