@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator
 
 from evals.chair import Chair
+from evals.multimodal_reward_bench import MultimodalRewardBench
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.tempcompass import TempCompass
@@ -16,6 +17,7 @@ from evals.video_choices import LongVideoBench, Mlvu, MvBench, TvBench
 from evals.video_hallucer import VideoHallucer
 from evals.videomme import VideoMme
 from evals.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
+from evals.vl_reward_bench import VlRewardBench
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.engines import AnyEngine, LocalEngine
@@ -25,6 +27,8 @@ AnyBenchmark = Annotated[
     Pope
     | Chair
     | RewardBench
+    | VlRewardBench
+    | MultimodalRewardBench
     | VerifiableBench
     | VideoHallucer
     | VidHallucBinary

@@ -5,6 +5,7 @@ from __future__ import annotations
 from evals import (
     chair,
     image_preference,
+    multimodal_reward_bench,
     pope,
     reward_bench,
     tempcompass,
@@ -13,6 +14,7 @@ from evals import (
     video_hallucer,
     videomme,
     vidhalluc,
+    vl_reward_bench,
 )
 from evals.rules import Rules
 
@@ -20,6 +22,8 @@ RULES: dict[str, Rules] = {
     "pope": pope.RULES,
     "chair": chair.RULES,
     "reward_bench": reward_bench.RULES,
+    "vl_reward_bench": vl_reward_bench.RULES,
+    "multimodal_reward_bench": multimodal_reward_bench.RULES,
     "verifiable": verifiable.RULES,
     "image_preference": image_preference.RULES,
     "video_hallucer": video_hallucer.RULES,

@@ -24,7 +24,7 @@ from evals.answer_files import ANSWERS, Answer, line_of, read_answers, read_mode
 from evals.base import Benchmark, Row, Suite, cluster_of
 from evals.config import EvalRecipe
 from evals.image_preference import ImagePreferenceRecipe
-from evals.reward_bench import RewardBench
+from evals.reward_pairs import RewardPairs
 from evals.stats import intervals
 from evals.verifiable import VerifiableBench
 from mmalign import log
@@ -327,7 +327,7 @@ def _media(request: Request) -> list[Media | Clip]:
 def _answerer(benchmark: _Benchmark, loaded: Deferred[Generator]) -> Generator:
     """What answers a benchmark: the model's words, or for a reward benchmark its rewards."""
     generator = loaded.value
-    if not isinstance(benchmark, RewardBench):
+    if not isinstance(benchmark, RewardPairs):
         return generator
     from mmalign.generate.local import LocalGenerator
     from mmalign.reward import RewardModel
