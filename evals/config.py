@@ -11,6 +11,7 @@ from evals.chair import Chair
 from evals.multimodal_reward_bench import MultimodalRewardBench
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
+from evals.safety_bench import SafetyJailbreak, SafetyVlGuard
 from evals.tempcompass import TempCompass
 from evals.verifiable import VerifiableBench
 from evals.video_choices import LongVideoBench, Mlvu, MvBench, TvBench
@@ -29,6 +30,8 @@ AnyBenchmark = Annotated[
     | RewardBench
     | VlRewardBench
     | MultimodalRewardBench
+    | SafetyVlGuard
+    | SafetyJailbreak
     | VerifiableBench
     | VideoHallucer
     | VidHallucBinary

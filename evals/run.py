@@ -32,6 +32,7 @@ from mmalign.clips import Clip
 from mmalign.engines import Deferred
 from mmalign.errors import DataError, MediaError, ModelError
 from mmalign.generate.base import Generation, Generator, Request, Sampling
+from mmalign.media import media_key
 from mmalign.records import Media
 from mmalign.store import write_atomically
 
@@ -296,7 +297,7 @@ def _sampling(benchmark: _Benchmark) -> Sampling:
 def _keys(benchmark: _Benchmark, requests: Sequence[Request], fingerprint: str) -> dict[str, str]:
     """Request id to a key that changes with whatever may change the answer.
 
-    Media count by name and stated hash: the folder may move, its files should not change.
+    Media count by name and hash: the folder may move, its files should not change.
     """
     decoding = dataclasses.asdict(_sampling(benchmark))
     return {
@@ -339,9 +340,14 @@ def _answerer(benchmark: _Benchmark, loaded: Deferred[Generator]) -> Generator:
 
 
 def _files(request: Request) -> list[tuple[str | None, str | None]]:
-    """Name and stated hash of each picture and clip."""
-    media = _media(request)
-    return [(m.path, m.sha256) if isinstance(m, Media) else (None, m.key) for m in media]
+    """Name and hash of each picture and clip: what is stated, or made of a picture's bytes."""
+    found: list[tuple[str | None, str | None]] = []
+    for one in _media(request):
+        if not isinstance(one, Media):
+            found.append((None, one.key))
+        else:
+            found.append((one.path, one.sha256 if one.bytes is None else media_key(one)))
+    return found
 
 
 def _items(suite: Suite) -> str:

@@ -19,8 +19,6 @@ from mmalign.cli import run
 from mmalign.config import dump_yaml, validate
 from mmalign.errors import ConfigError, DataError, ModelError
 from mmalign.media import embed
-from mmalign.models.load import ModelConfig, load_policy
-from mmalign.models.tiny import TinyModel, Tower
 from mmalign.records import Media, Origin, Preference, user
 from mmalign.reward import Critics, Judged
 from mmalign.store import write_dataset
@@ -211,17 +209,6 @@ def test_answers_hold_the_critiques_and_what_was_cut(framed):
         assert json.loads(made.text) == json.loads(
             reward(1.0, critiques=["c"], num_written=written, num_cut=1)
         )
-
-
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory):
-    """A tiny reward model with a random head, saved as training would."""
-    folder = tmp_path_factory.mktemp("reward")
-    small = Tower(hidden=32, layers=1, heads=4, mlp=32)
-    TinyModel(output=str(folder / "base"), image_size=16, vision=small, text=small).build()
-    config = {"path": str(folder / "base"), "reward_head": {"prompt": "{question} {response}"}}
-    load_policy(validate(config, ModelConfig, "test model")).save(folder / "model")
-    return folder / "model"
 
 
 @pytest.fixture
