@@ -13,7 +13,7 @@ from evals.answer_files import ANSWERS, Answer, line_of, read_answers, write_mod
 from evals.base import Benchmark
 from evals.config import EvalModel, EvalRecipe
 from evals.judged import JudgedBench
-from evals.reward_bench import RewardBench
+from evals.reward_pairs import RewardPairs
 from evals.verifiable import VerifiableBench
 from mmalign import log
 from mmalign.clips import Clip
@@ -21,6 +21,7 @@ from mmalign.engines import Deferred
 from mmalign.errors import ConfigError, DataError, MediaError, MmalignError, ModelError
 from mmalign.generate.base import Generation, Generator, Request, Sampling
 from mmalign.generate.server import Unanswered
+from mmalign.media import media_key
 from mmalign.records import Media
 
 # Batches generated between two writes: a kill loses no more than these, of each worker.
@@ -137,7 +138,7 @@ def _sampling(benchmark: AnyBench) -> Sampling:
 def keys_of(benchmark: AnyBench, requests: Sequence[Request], fingerprint: str) -> dict[str, str]:
     """Request id to a key that changes with whatever may change the answer.
 
-    Media count by name and stated hash: the folder may move, its files should not change.
+    Media count by name and hash: the folder may move, its files should not change.
     """
     decoding = dataclasses.asdict(_sampling(benchmark))
     return {
@@ -199,7 +200,7 @@ def _generate(
 def _answerer(benchmark: AnyBench, loaded: Deferred[Generator]) -> Generator:
     """What answers a benchmark: the model's words, or for a reward benchmark its rewards."""
     generator = loaded.value
-    if not isinstance(benchmark, RewardBench):
+    if not isinstance(benchmark, RewardPairs):
         return generator
     from mmalign.generate.local import LocalGenerator
     from mmalign.generate.server import ServerGenerator
@@ -231,9 +232,14 @@ def _lies_in_folder(media: Media | Clip) -> bool:
 
 
 def files_of(request: Request) -> list[tuple[str | None, str | None]]:
-    """Name and stated hash of each picture and clip."""
-    media = _media(request)
-    return [(m.path, m.sha256) if isinstance(m, Media) else (None, m.key) for m in media]
+    """Name and hash of each picture and clip: what is stated, or made of a picture's bytes."""
+    found: list[tuple[str | None, str | None]] = []
+    for one in _media(request):
+        if not isinstance(one, Media):
+            found.append((None, one.key))
+        else:
+            found.append((one.path, one.sha256 if one.bytes is None else media_key(one)))
+    return found
 
 
 def digest(value: Any) -> str:

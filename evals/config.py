@@ -11,14 +11,17 @@ from evals.chair import Chair
 from evals.judged import JudgedBench
 from evals.judging import EvalJudge
 from evals.mmhal import MmHal
+from evals.multimodal_reward_bench import MultimodalRewardBench
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
+from evals.safety_bench import SafetyJailbreak, SafetyVlGuard
 from evals.tempcompass import TempCompass
 from evals.verifiable import VerifiableBench
 from evals.video_choices import LongVideoBench, Mlvu, MvBench, TvBench
 from evals.video_hallucer import VideoHallucer
 from evals.videomme import VideoMme
 from evals.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
+from evals.vl_reward_bench import VlRewardBench
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.engines import AnyEngine, LocalEngine
@@ -30,6 +33,10 @@ AnyBenchmark = Annotated[
     | Chair
     | RewardBench
     | MmHal
+    | VlRewardBench
+    | MultimodalRewardBench
+    | SafetyVlGuard
+    | SafetyJailbreak
     | VerifiableBench
     | VideoHallucer
     | VidHallucBinary

@@ -6,14 +6,17 @@ from evals import (
     chair,
     image_preference,
     mmhal,
+    multimodal_reward_bench,
     pope,
     reward_bench,
+    safety_bench,
     tempcompass,
     verifiable,
     video_choices,
     video_hallucer,
     videomme,
     vidhalluc,
+    vl_reward_bench,
 )
 from evals.rules import Rules
 
@@ -22,6 +25,10 @@ RULES: dict[str, Rules] = {
     "chair": chair.RULES,
     "reward_bench": reward_bench.RULES,
     "mmhal": mmhal.RULES,
+    "vl_reward_bench": vl_reward_bench.RULES,
+    "multimodal_reward_bench": multimodal_reward_bench.RULES,
+    "safety_vlguard": safety_bench.VLGUARD_RULES,
+    "safety_jailbreak": safety_bench.JAILBREAK_RULES,
     "verifiable": verifiable.RULES,
     "image_preference": image_preference.RULES,
     "video_hallucer": video_hallucer.RULES,

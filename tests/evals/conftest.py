@@ -23,6 +23,21 @@ def written() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
+def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny reward model with a random head, saved as training would; beside it, its base."""
+    from mmalign.config import validate
+    from mmalign.models.load import ModelConfig, load_policy
+    from mmalign.models.tiny import TinyModel, Tower
+
+    folder = tmp_path_factory.mktemp("reward")
+    small = Tower(hidden=32, layers=1, heads=4, mlp=32)
+    TinyModel(output=str(folder / "base"), image_size=16, vision=small, text=small).build()
+    config = {"path": str(folder / "base"), "reward_head": {"prompt": "{question} {response}"}}
+    load_policy(validate(config, ModelConfig, "test model")).save(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
 def evaluations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `images`, `base`, `good` (better) and `same` (as base), each evaluated."""
     root = tmp_path_factory.mktemp("evaluations")

@@ -12,14 +12,13 @@ from PIL import Image
 
 from evals.compare import compare
 from evals.config import EvalRecipe
-from evals.reward_bench import RewardAnswers, RewardBench, metrics
+from evals.reward_bench import RewardBench, metrics
+from evals.reward_pairs import RewardAnswers
 from evals.run import evaluate, rescore
 from mmalign.cli import run
 from mmalign.config import dump_yaml, validate
 from mmalign.errors import ConfigError, DataError, ModelError
 from mmalign.media import embed
-from mmalign.models.load import ModelConfig, load_policy
-from mmalign.models.tiny import TinyModel, Tower
 from mmalign.records import Media, Origin, Preference, user
 from mmalign.reward import Critics, Judged
 from mmalign.store import write_dataset
@@ -27,7 +26,8 @@ from mmalign.store import write_dataset
 
 def row(name, question, correct, category=None, **changes):
     values = {"id": name, "question": question, "image": question, "correct": correct}
-    return values | {"category": category, "num_written": 0, "num_cut": 0} | changes
+    categories = [category] if category else []
+    return values | {"categories": categories, "num_written": 0, "num_cut": 0} | changes
 
 
 def values(items):
@@ -103,7 +103,7 @@ def test_the_official_file_is_read_and_equal_rewards_are_wrong(tmp_path):
     found = dict(zip([r.id for r in requests], map(reward, (1.5, 0.5, 2, 2)), strict=True))
     suite = bench.score(found)
     assert (suite.metrics["acc"].value, suite.metrics["acc_plus"].value) == (0.5, 0)
-    assert [item["category"] for item in suite.items] == ["mcq", "mcq"]
+    assert [item["categories"] for item in suite.items] == [["mcq"], ["mcq"]]
     assert [item["question"] for item in suite.items] == ["7", "7"]
     assert suite.items[0]["answer"] == "1.5000 against 0.5000"
     missing = bench.score({name: text for name, text in found.items() if name != "7/0/chosen"})
@@ -209,17 +209,6 @@ def test_answers_hold_the_critiques_and_what_was_cut(framed):
         assert json.loads(made.text) == json.loads(
             reward(1.0, critiques=["c"], num_written=written, num_cut=1)
         )
-
-
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory):
-    """A tiny reward model with a random head, saved as training would."""
-    folder = tmp_path_factory.mktemp("reward")
-    small = Tower(hidden=32, layers=1, heads=4, mlp=32)
-    TinyModel(output=str(folder / "base"), image_size=16, vision=small, text=small).build()
-    config = {"path": str(folder / "base"), "reward_head": {"prompt": "{question} {response}"}}
-    load_policy(validate(config, ModelConfig, "test model")).save(folder / "model")
-    return folder / "model"
 
 
 @pytest.fixture
