@@ -11,6 +11,7 @@ from evals.chair import Chair
 from evals.judged import JudgedBench
 from evals.judging import EvalJudge
 from evals.mmhal import MmHal
+from evals.gqa import Gqa
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.tempcompass import TempCompass
@@ -19,6 +20,7 @@ from evals.video_choices import LongVideoBench, Mlvu, MvBench, TvBench
 from evals.video_hallucer import VideoHallucer
 from evals.videomme import VideoMme
 from evals.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
+from evals.vqa import TextVqa, VizWiz, VqaV2
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.engines import AnyEngine, LocalEngine
@@ -40,7 +42,11 @@ AnyBenchmark = Annotated[
     | MvBench
     | Mlvu
     | LongVideoBench
-    | VideoMme,
+    | VideoMme
+    | VqaV2
+    | TextVqa
+    | VizWiz
+    | Gqa,
     Field(discriminator="name"),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from evals import (
     chair,
+    gqa,
     image_preference,
     mmhal,
     pope,
@@ -14,6 +15,7 @@ from evals import (
     video_hallucer,
     videomme,
     vidhalluc,
+    vqa,
 )
 from evals.rules import Rules
 
@@ -34,6 +36,10 @@ RULES: dict[str, Rules] = {
     "mlvu": video_choices.MLVU_RULES,
     "longvideobench": video_choices.RULES,
     "videomme": videomme.RULES,
+    "vqav2": vqa.TIDIED_RULES,
+    "textvqa": vqa.RULES,
+    "vizwiz": vqa.TIDIED_RULES,
+    "gqa": gqa.RULES,
 }
 
 # Counts that no table shows, and judges of pictures, whose scores are no shares.

@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 # The references that released files have for each question.
 NUM_REFERENCES = 10
 
-_MARKS = ";/[]\"{}()=+\\_->,<@`?!"
+_MARKS = ';/[]"{}()=+\\_->,<@`?!'
 _COMMA = re.compile(r"\d,\d")
 # Its (?!<=\d) only looks like a look-behind: it looks ahead for the text "<=" and a digit.
 _PERIOD = re.compile(r"\.(?!\d)")
