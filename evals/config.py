@@ -12,6 +12,8 @@ from evals.judged import JudgedBench
 from evals.judging import EvalJudge
 from evals.mmhal import MmHal
 from evals.gqa import Gqa
+from evals.math_questions import MathVerse, MathVista
+from evals.mathvision import MathVision
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.tempcompass import TempCompass
@@ -46,7 +48,10 @@ AnyBenchmark = Annotated[
     | VqaV2
     | TextVqa
     | VizWiz
-    | Gqa,
+    | Gqa
+    | MathVista
+    | MathVerse
+    | MathVision,
     Field(discriminator="name"),
 ]
 

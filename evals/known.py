@@ -7,6 +7,8 @@ from evals import (
     gqa,
     image_preference,
     mmhal,
+    math_questions,
+    mathvision,
     pope,
     reward_bench,
     tempcompass,
@@ -40,6 +42,9 @@ RULES: dict[str, Rules] = {
     "textvqa": vqa.RULES,
     "vizwiz": vqa.TIDIED_RULES,
     "gqa": gqa.RULES,
+    "mathvista": math_questions.VISTA_RULES,
+    "mathverse": math_questions.VERSE_RULES,
+    "mathvision": mathvision.RULES,
 }
 
 # Counts that no table shows, and judges of pictures, whose scores are no shares.
