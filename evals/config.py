@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from evals.chair import Chair
+from evals.gqa import Gqa
 from evals.judged import JudgedBench
 from evals.judging import EvalJudge
-from evals.mmhal import MmHal
-from evals.gqa import Gqa
 from evals.math_questions import MathVerse, MathVista
 from evals.mathvision import MathVision
+from evals.mmhal import MmHal
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.tempcompass import TempCompass
