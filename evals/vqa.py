@@ -10,7 +10,8 @@ same, and 0.9, 0.6, 0.3 for three, two and one.
 Official readings differ in what is rewritten before it is compared:
 
     vqav2    both answer and references; neither where all ten references are alike, so that "Yes"
-             is wrong where all said "yes"
+             is wrong where all said "yes". So in the later version of the script; the earlier one
+             rewrites the answer always, and takes only marks away from references that differ
     textvqa  both, always, by EvalAI's processor
     vizwiz   the answer alone
 
