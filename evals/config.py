@@ -8,8 +8,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from evals.chair import Chair
+from evals.gqa import Gqa
 from evals.judged import JudgedBench
 from evals.judging import EvalJudge
+from evals.math_questions import MathVerse, MathVista
+from evals.mathvision import MathVision
 from evals.mmhal import MmHal
 from evals.multimodal_reward_bench import MultimodalRewardBench
 from evals.pope import Pope
@@ -22,6 +25,7 @@ from evals.video_hallucer import VideoHallucer
 from evals.videomme import VideoMme
 from evals.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
 from evals.vl_reward_bench import VlRewardBench
+from evals.vqa import TextVqa, VizWiz, VqaV2
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.engines import AnyEngine, LocalEngine
@@ -47,7 +51,14 @@ AnyBenchmark = Annotated[
     | MvBench
     | Mlvu
     | LongVideoBench
-    | VideoMme,
+    | VideoMme
+    | VqaV2
+    | TextVqa
+    | VizWiz
+    | Gqa
+    | MathVista
+    | MathVerse
+    | MathVision,
     Field(discriminator="name"),
 ]
 

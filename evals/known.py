@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from evals import (
     chair,
+    gqa,
     image_preference,
+    math_questions,
+    mathvision,
     mmhal,
     multimodal_reward_bench,
     pope,
@@ -17,6 +20,7 @@ from evals import (
     videomme,
     vidhalluc,
     vl_reward_bench,
+    vqa,
 )
 from evals.rules import Rules
 
@@ -41,6 +45,13 @@ RULES: dict[str, Rules] = {
     "mlvu": video_choices.MLVU_RULES,
     "longvideobench": video_choices.RULES,
     "videomme": videomme.RULES,
+    "vqav2": vqa.TIDIED_RULES,
+    "textvqa": vqa.RULES,
+    "vizwiz": vqa.TIDIED_RULES,
+    "gqa": gqa.RULES,
+    "mathvista": math_questions.VISTA_RULES,
+    "mathverse": math_questions.VERSE_RULES,
+    "mathvision": mathvision.RULES,
 }
 
 # Counts that no table shows, and judges of pictures, whose scores are no shares.
