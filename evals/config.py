@@ -11,8 +11,13 @@ from evals.chair import Chair
 from evals.judged import JudgedBench
 from evals.judging import EvalJudge
 from evals.mmhal import MmHal
+from evals.hallusion_bench import HallusionBench
+from evals.mmbench import MmBench
+from evals.mme import Mme
+from evals.mmmu import Mmmu
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
+from evals.science_qa import ScienceQa
 from evals.tempcompass import TempCompass
 from evals.verifiable import VerifiableBench
 from evals.video_choices import LongVideoBench, Mlvu, MvBench, TvBench
@@ -40,7 +45,12 @@ AnyBenchmark = Annotated[
     | MvBench
     | Mlvu
     | LongVideoBench
-    | VideoMme,
+    | VideoMme
+    | HallusionBench
+    | Mme
+    | ScienceQa
+    | MmBench
+    | Mmmu,
     Field(discriminator="name"),
 ]
 

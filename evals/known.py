@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from evals import (
     chair,
+    hallusion_bench,
     image_preference,
     mmhal,
+    mmbench,
+    mme,
+    mmmu,
     pope,
     reward_bench,
+    science_qa,
     tempcompass,
     verifiable,
     video_choices,
@@ -34,6 +39,11 @@ RULES: dict[str, Rules] = {
     "mlvu": video_choices.MLVU_RULES,
     "longvideobench": video_choices.RULES,
     "videomme": videomme.RULES,
+    "hallusion_bench": hallusion_bench.RULES,
+    "mme": mme.RULES,
+    "science_qa": science_qa.RULES,
+    "mmbench": mmbench.RULES,
+    "mmmu": mmmu.RULES,
 }
 
 # Counts that no table shows, and judges of pictures, whose scores are no shares.
