@@ -164,8 +164,9 @@ def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
 def score_results_folder(folder: str | Path) -> dict[str, Any]:
     """The released script on a folder of answers, <task>.txt for each of its tasks.
 
-    Lines have picture, question, answer and response, with tabs. Returns perception, cognition and, under "tasks", each task's score. As there, two lines that
-    follow each other are one picture's. Raises DataError where a task's file is missing or broken.
+    Lines have picture, question, answer and response, with tabs. Returns perception, cognition
+    and, under "tasks", each task's score. As there, two lines that follow each other are one
+    picture's. Raises DataError where a task's file is missing or broken.
     """
     items: list[Row] = []
     for place, (where, task, cells) in enumerate(_lists(Path(folder), fewest=4, all_tasks=True)):

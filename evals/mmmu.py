@@ -67,7 +67,7 @@ _NUMBERS = (
     r"-?\d+(?:\.\d+)?[eE][+-]?\d+",
     r"-?(?:\d*\.\d+|\d+\b)(?![eE][+-]?\d)(?![,\d])",
 )
-_STATES = re.compile(r"\banswer(?:\s+is|:)\s*([^\n]+)", re.IGNORECASE)
+_STATES = re.compile(r"\banswer(?:\s+is\s*:?|:)\s*([^\n]+)", re.IGNORECASE)
 _MOST_WORDS = 10
 
 
