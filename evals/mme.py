@@ -282,8 +282,8 @@ RULES = question_rules(
         "yes_ratio": "bootstrap",
     },
     shown=(
-        Metric("official/perception", "perception", "higher", percent=False),
-        Metric("official/cognition", "cognition", "higher", percent=False),
+        Metric("official/perception", "perception, of 2000", "higher", percent=False),
+        Metric("official/cognition", "cognition, of 800", "higher", percent=False),
         Metric("official/accuracy", "accuracy", "higher"),
         Metric("yes_ratio", "yes ratio"),
         Metric("unparsed_rate", "unparsed", "lower"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from evals.config import EvalRecipe
 from evals.mmmu import DISCIPLINES, Mmmu, official_choice, official_open
@@ -223,6 +225,31 @@ def test_rows_that_are_wrong_are_named(tmp_path: Path, change: dict[str, Any], s
 def test_an_open_question_needs_an_answer(tmp_path: Path, answer: str):
     with pytest.raises(DataError, match="answer is wrong"):
         bench(tmp_path, [ROWS[2] | {"answer": answer}]).requests()
+
+
+def test_a_model_answers_where_pictures_stand_between_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from evals.run import evaluate
+    from mmalign.models.tiny import TinyModel
+
+    monkeypatch.chdir(tmp_path)
+    drawn = io.BytesIO()
+    Image.new("RGB", (40, 32), "red").save(drawn, "PNG")
+    red = {"bytes": drawn.getvalue(), "path": None}
+    rows = [{k: red if isinstance(v, dict) else v for k, v in one.items()} for one in ROWS]
+    bench(tmp_path, rows)
+    TinyModel(output="model", family="qwen25vl").build()
+    recipe = {
+        "name": "x",
+        "model": {"path": "model"},
+        "output": "out",
+        "bootstrap_samples": 20,
+        "benchmarks": [{"name": "mmmu", "data": "."}],
+    }
+    folder = evaluate(validate(recipe, EvalRecipe, "test"))
+    (suite,) = json.loads((folder / "results.json").read_text())["suites"]
+    assert (suite["num_items"], suite["num_missing"]) == (4, 0)
 
 
 def test_ids_appear_once(tmp_path: Path):
