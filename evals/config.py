@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
 from evals.chair import Chair
+from evals.hallusion_bench import HallusionBench
 from evals.judged import JudgedBench
 from evals.judging import EvalJudge
-from evals.mmhal import MmHal
-from evals.hallusion_bench import HallusionBench
 from evals.mmbench import MmBench
 from evals.mme import Mme
+from evals.mmhal import MmHal
 from evals.mmmu import Mmmu
 from evals.pope import Pope
 from evals.reward_bench import RewardBench

@@ -74,8 +74,8 @@ class HallusionBench(PictureBench):
         questions: list[Question] = []
         for where, row in self._rows():
             parts = _parts(row, where)
-            figure = _number(row, "visual_input", where) != "0"
-            truth = {"0": "no", "1": "yes"}.get(_number(row, "gt_answer", where))
+            figure = _text(row, "visual_input", where) != "0"
+            truth = {"0": "no", "1": "yes"}.get(_text(row, "gt_answer", where))
             if truth is None:
                 raise DataError(
                     "gt_answer is wrong", where=where, got=row["gt_answer"], wanted="0 or 1"
@@ -158,7 +158,7 @@ def score_verdicts_file(path: str | Path, field: str = "gpt4v_output_gpt_check")
     for number, row in enumerate(read_json(Path(path), list), start=1):
         where = f"{path}, row {number}"
         parts = _parts(of_kind(row, dict, where), where)
-        verdict = _number(row, field, where)
+        verdict = _text(row, field, where)
         if verdict not in ("0", "1", "2"):
             raise DataError(f"{field} is wrong", where=where, got=verdict, wanted="0, 1 or 2")
         right = verdict == "1" or (verdict == "2" and not _has_figure(parts))
@@ -209,13 +209,13 @@ def _has_figure(parts: Sequence[str]) -> bool:
 
 def _parts(row: Row, where: str) -> tuple[str, ...]:
     """Category, subcategory, set, figure and question, which name a question."""
-    parts = tuple(_number(row, name, where) for name in _FIELDS)
+    parts = tuple(_text(row, name, where) for name in _FIELDS)
     if parts[0] not in ("VD", "VS"):
         raise DataError("category is wrong", where=where, got=parts[0], wanted="VD or VS")
     return parts
 
 
-def _number(row: Row, name: str, where: str) -> str:
+def _text(row: Row, name: str, where: str) -> str:
     """A field that holds text, or a number as some copies have it."""
     value = row.get(name)
     return str(value) if type(value) is int else text_field(row, name, where)

@@ -155,7 +155,8 @@ def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
             if not tasks.keys().isdisjoint(names):
                 found[f"{reading}/{side}"] = _score(items, reading, names)
         found[f"{reading}/accuracy"] = accuracy(items, reading)
-    found |= {f"official/score/{task}": _score(items, "official", (task,)) for task in tasks}
+    for task in tasks:
+        found[f"official/{_SIDE_OF[task]}/{task}"] = _score(items, "official", (task,))
     found["yes_ratio"] = mean([row["official"] == "yes" for row in items])
     found["unparsed_rate"] = unparsed(items)
     return found
@@ -284,6 +285,8 @@ RULES = question_rules(
     shown=(
         Metric("official/perception", "perception, of 2000", "higher", percent=False),
         Metric("official/cognition", "cognition, of 800", "higher", percent=False),
+        Metric("strict/perception", "perception, strict", "higher", percent=False),
+        Metric("strict/cognition", "cognition, strict", "higher", percent=False),
         Metric("official/accuracy", "accuracy", "higher"),
         Metric("yes_ratio", "yes ratio"),
         Metric("unparsed_rate", "unparsed", "lower"),

@@ -99,11 +99,11 @@ class Mmmu(PictureBench):
         return [
             Request(
                 id=question.id,
-                prompt=_placed(self._asked(question), len(question.images)),
+                prompt=_placed(self.asked(question), len(question.images)),
                 images=question.images,
                 media_root=self.folder,
             )
-            for question in self._questions()
+            for question in self.selected()
         ]
 
     def load(self) -> list[Question]:
@@ -128,7 +128,8 @@ class Mmmu(PictureBench):
         """The metrics above."""
         return metrics(items)
 
-    def _asked(self, question: Question) -> str:
+    def asked(self, question: Question) -> str:
+        """The words of the prompt, which differ for choices and open questions."""
         prompt = self.prompt if question.options else self.open_prompt
         return prompt.replace("{question}", question.text)
 

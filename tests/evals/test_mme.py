@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from evals.config import EvalRecipe
+from evals.known import is_number
 from evals.mme import COGNITION, PERCEPTION, Mme, metrics, official, score_results_folder
 from evals.stats import intervals
 from mmalign.config import validate
@@ -61,9 +62,9 @@ def test_the_released_folder_in_both_of_its_layouts(released: Path):
 def test_scores_by_hand(released: Path):
     suite = Mme(data=str(released)).score(ANSWERS)
     values = {name: metric.value for name, metric in suite.metrics.items()}
-    assert values["official/score/existence"] == pytest.approx(100 * 3 / 4 + 100 * 1 / 2)
-    assert values["official/score/artwork"] == pytest.approx(200)
-    assert values["official/score/code_reasoning"] == pytest.approx(50)
+    assert values["official/perception/existence"] == pytest.approx(100 * 3 / 4 + 100 * 1 / 2)
+    assert values["official/perception/artwork"] == pytest.approx(200)
+    assert values["official/cognition/code_reasoning"] == pytest.approx(50)
     assert values["official/perception"] == pytest.approx(125 + 200)
     assert values["official/cognition"] == pytest.approx(50)
     assert values["official/accuracy"] == pytest.approx(6 / 8)
@@ -73,6 +74,9 @@ def test_scores_by_hand(released: Path):
     assert values["unparsed_rate"] == 0.0
     assert [row["official"] for row in suite.items][2] is None
     assert metrics(suite.items).keys() == suite.metrics.keys()
+    # Commands print scores as they are, and shares in percent.
+    scores = {name for name in values if "perception" in name or "cognition" in name}
+    assert {name for name in values if is_number(name)} == scores
 
 
 def test_a_sum_of_tasks_is_drawn_again_without_leaving_its_bounds(released: Path):
