@@ -18,6 +18,16 @@ from evals.multimodal_reward_bench import MultimodalRewardBench
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.safety_bench import SafetyJailbreak, SafetyVlGuard
+from evals.hallusion_bench import HallusionBench
+from evals.judged import JudgedBench
+from evals.judging import EvalJudge
+from evals.mmbench import MmBench
+from evals.mme import Mme
+from evals.mmhal import MmHal
+from evals.mmmu import Mmmu
+from evals.pope import Pope
+from evals.reward_bench import RewardBench
+from evals.science_qa import ScienceQa
 from evals.tempcompass import TempCompass
 from evals.verifiable import VerifiableBench
 from evals.video_choices import LongVideoBench, Mlvu, MvBench, TvBench
@@ -59,6 +69,11 @@ AnyBenchmark = Annotated[
     | MathVista
     | MathVerse
     | MathVision,
+    | HallusionBench
+    | Mme
+    | ScienceQa
+    | MmBench
+    | Mmmu,
     Field(discriminator="name"),
 ]
 

@@ -13,6 +13,15 @@ from evals import (
     pope,
     reward_bench,
     safety_bench,
+    hallusion_bench,
+    image_preference,
+    mmbench,
+    mme,
+    mmhal,
+    mmmu,
+    pope,
+    reward_bench,
+    science_qa,
     tempcompass,
     verifiable,
     video_choices,
@@ -52,6 +61,11 @@ RULES: dict[str, Rules] = {
     "mathvista": math_questions.VISTA_RULES,
     "mathverse": math_questions.VERSE_RULES,
     "mathvision": mathvision.RULES,
+    "hallusion_bench": hallusion_bench.RULES,
+    "mme": mme.RULES,
+    "science_qa": science_qa.RULES,
+    "mmbench": mmbench.RULES,
+    "mmmu": mmmu.RULES,
 }
 
 # Counts that no table shows, and judges of pictures, whose scores are no shares.
