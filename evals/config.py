@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
+from evals.amber import Amber
 from evals.chair import Chair
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
@@ -35,7 +36,8 @@ AnyBenchmark = Annotated[
     | MvBench
     | Mlvu
     | LongVideoBench
-    | VideoMme,
+    | VideoMme
+    | Amber,
     Field(discriminator="name"),
 ]
 

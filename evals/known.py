@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evals import (
+    amber,
     chair,
     image_preference,
     pope,
@@ -32,4 +33,5 @@ RULES: dict[str, Rules] = {
     "mlvu": video_choices.MLVU_RULES,
     "longvideobench": video_choices.RULES,
     "videomme": videomme.RULES,
+    "amber": amber.RULES,
 }
