@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt, field_validator
 
 from evals.amber import Amber
 from evals.chair import Chair
+from evals.object_halbench import ObjectHalBench
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.tempcompass import TempCompass
@@ -37,7 +38,8 @@ AnyBenchmark = Annotated[
     | Mlvu
     | LongVideoBench
     | VideoMme
-    | Amber,
+    | Amber
+    | ObjectHalBench,
     Field(discriminator="name"),
 ]
 

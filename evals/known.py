@@ -6,6 +6,7 @@ from evals import (
     amber,
     chair,
     image_preference,
+    object_halbench,
     pope,
     reward_bench,
     tempcompass,
@@ -34,4 +35,5 @@ RULES: dict[str, Rules] = {
     "longvideobench": video_choices.RULES,
     "videomme": videomme.RULES,
     "amber": amber.RULES,
+    "object_halbench": object_halbench.RULES,
 }
