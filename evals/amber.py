@@ -155,8 +155,7 @@ def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
 
     Descriptions that there are: chair = hallucinated nouns / nouns of the vocabulary; cover = true
     objects named / true objects; hal = descriptions with a hallucinated noun / descriptions;
-    cog = likely hallucinations named / likely hallucinations. (The paper's cog has the nouns of a
-    response below, and its numbers are means over responses; here they are those of the script.)
+    cog = likely hallucinations named / likely hallucinations.
     Questions, for both readings: accuracy, and precision, recall and f1 of answering no, which is
     the positive class; the official ones also by dimension. What is not read answers neither.
     amber_score = (1 - chair + f1) / 2. The script adds 0.001 to denominators and 0.0001 to F1's,
