@@ -301,41 +301,63 @@ def _truth_from_coco(
     instances: Path, captions: Path | None, limit: int | None, words: ObjectWords
 ) -> dict[str, set[str]]:
     """Objects from COCO's boxes, and from its reference captions where given, by file name."""
+    data = read_coco(instances)
     try:
-        data = _read_json(instances)
         named = ((image["file_name"], image["id"]) for image in data["images"])
         names = {number: name for name, number in sorted(named)[:limit]}
-        categories = {
-            category["id"]: words.known(category["name"], str(instances))
-            for category in data["categories"]
-        }
-        objects: dict[int, set[str]] = {number: set() for number in names}
-        for annotation in data["annotations"]:
-            if annotation["image_id"] in objects:
-                objects[annotation["image_id"]].add(categories[annotation["category_id"]])
     except (KeyError, TypeError) as error:
-        raise _not_coco(instances, "an instances", error) from None
+        raise not_coco(instances, "an instances", error) from None
+    objects: dict[int, set[str]] = {number: set() for number in names}
+    add_boxes(objects, data, words, instances)
     if captions is not None:
-        try:
-            for annotation in _read_json(captions)["annotations"]:
-                if annotation["image_id"] in objects:
-                    mentions = words.mentions(annotation["caption"])
-                    objects[annotation["image_id"]].update(m.category for m in mentions)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise _not_coco(captions, "a captions", error) from None
+        add_captions(objects, captions, words)
     if not objects:
         raise DataError("holds no images", where=str(instances))
     return {name: objects[number] for number, name in names.items()}
 
 
-def _read_json(path: Path) -> Any:
+def add_boxes(objects: dict[int, set[str]], data: Any, words: ObjectWords, path: Path) -> None:
+    """Add the categories of COCO's boxes to the objects of each image, by its number.
+
+    data: what the instances file at `path` holds. Raises DataError when it is none.
+    """
+    try:
+        categories = {
+            category["id"]: words.known(category["name"], str(path))
+            for category in data["categories"]
+        }
+        for annotation in data["annotations"]:
+            if annotation["image_id"] in objects:
+                objects[annotation["image_id"]].add(categories[annotation["category_id"]])
+    except (KeyError, TypeError) as error:
+        raise not_coco(path, "an instances", error) from None
+
+
+def add_captions(objects: dict[int, set[str]], path: Path, words: ObjectWords) -> None:
+    """Add what COCO's reference captions name to the objects of each image, by its number.
+
+    Raises DataError when the file is no captions file.
+    """
+    data = read_coco(path)
+    try:
+        for annotation in data["annotations"]:
+            if annotation["image_id"] in objects:
+                mentions = words.mentions(annotation["caption"])
+                objects[annotation["image_id"]].update(m.category for m in mentions)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise not_coco(path, "a captions", error) from None
+
+
+def read_coco(path: Path) -> Any:
+    """What a file of COCO holds. Raises DataError when it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot be read ({error})", where=str(path)) from None
 
 
-def _not_coco(path: Path, kind: str, error: Exception) -> DataError:
+def not_coco(path: Path, kind: str, error: Exception) -> DataError:
+    """What to raise where a file lacks what COCO's kind of it holds."""
     reason = f"{type(error).__name__}: {error}"
     return DataError(f"is not {kind} file of COCO ({reason})", where=str(path))
 

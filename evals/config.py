@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
+from evals.amber import Amber
 from evals.chair import Chair
 from evals.gqa import Gqa
 from evals.judged import JudgedBench
@@ -15,6 +16,7 @@ from evals.math_questions import MathVerse, MathVista
 from evals.mathvision import MathVision
 from evals.mmhal import MmHal
 from evals.multimodal_reward_bench import MultimodalRewardBench
+from evals.object_halbench import ObjectHalBench
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.safety_bench import SafetyJailbreak, SafetyVlGuard
@@ -74,6 +76,8 @@ AnyBenchmark = Annotated[
     | ScienceQa
     | MmBench
     | Mmmu,
+    | Amber
+    | ObjectHalBench,
     Field(discriminator="name"),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from evals import (
+    amber,
     chair,
     gqa,
     image_preference,
@@ -10,6 +11,7 @@ from evals import (
     mathvision,
     mmhal,
     multimodal_reward_bench,
+    object_halbench,
     pope,
     reward_bench,
     safety_bench,
@@ -66,6 +68,8 @@ RULES: dict[str, Rules] = {
     "science_qa": science_qa.RULES,
     "mmbench": mmbench.RULES,
     "mmmu": mmmu.RULES,
+    "amber": amber.RULES,
+    "object_halbench": object_halbench.RULES,
 }
 
 # Counts that no table shows, and judges of pictures, whose scores are no shares.

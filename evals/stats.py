@@ -1,7 +1,8 @@
 """How sure a score is: bootstrap intervals, and paired tests between two models.
 
-Every metric here is a ratio of two sums over items (accuracy, F1, CHAIR, recall), so one resampling
-serves them all. Items that share a picture are drawn together: their errors are not independent.
+Every metric here is a ratio of two sums over items (accuracy, F1, CHAIR, recall), or a weighted sum
+of such ratios, so one resampling serves them all. Items that share a picture are drawn together:
+their errors are not independent.
 """
 
 from __future__ import annotations
@@ -25,17 +26,31 @@ _CHUNK = 1_000_000
 class Ratio:
     """A metric as sum(numerator) / sum(denominator) over items; 0.0 where the denominator is 0.
 
-    numerator, denominator: [N] float64, one entry per item.
+    numerator, denominator: [N] float64, one entry per item. A weighted sum of K ratios has a
+    column for each, [N, K], their weights, and what is added to all (`weighted_sum`).
     Example: F1 is Ratio(2 * tp, 2 * tp + fp + fn).
     """
 
     numerator: Array
     denominator: Array
+    weights: tuple[float, ...] = (1.0,)
+    constant: float = 0.0
 
     @property
     def value(self) -> float:
         """The metric over all items."""
-        return float(_divide(self.numerator.sum(), self.denominator.sum()))
+        sums = [np.atleast_1d(part.sum(axis=0)) for part in (self.numerator, self.denominator)]
+        return float(self.of_sums(np.concatenate(sums)))
+
+    @property
+    def columns(self) -> Array:
+        """What is summed over items: the K numerators, then the K denominators, [N, 2 K]."""
+        return np.column_stack([self.numerator, self.denominator])
+
+    def of_sums(self, sums: Array) -> Array:
+        """The metric from the sums of its columns, [..., 2 K] to [...]."""
+        k = len(self.weights)
+        return self.constant + _divide(sums[..., :k], sums[..., k:]) @ np.array(self.weights)
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Ratio:
@@ -47,6 +62,20 @@ def mean(values: ArrayLike) -> Ratio:
     """A mean over items: the ratio whose denominator counts each item once."""
     values = np.asarray(values, float)
     return Ratio(values, np.ones_like(values))
+
+
+def weighted_sum(parts: Sequence[tuple[float, Ratio]], constant: float = 0.0) -> Ratio:
+    """constant + sum_k weight_k ratio_k, over the same items; each ratio is drawn anew in a draw.
+
+    Example: AMBER's score is weighted_sum([(-0.5, chair), (0.5, f1)], 0.5).
+    """
+    weights = tuple(weight * inner for weight, part in parts for inner in part.weights)
+    return Ratio(
+        np.column_stack([part.numerator for _, part in parts]),
+        np.column_stack([part.denominator for _, part in parts]),
+        weights,
+        constant + sum(weight * part.constant for weight, part in parts),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,10 +105,13 @@ def intervals(
     clusters: one label per item, such as its picture; None makes each item its own.
     Raises DataError where there are no items.
     """
-    columns = [c for metric in metrics.values() for c in (metric.numerator, metric.denominator)]
-    sums = _resampled_sums(np.stack(columns, axis=1), clusters, samples, seed)
-    draws = _divide(sums[:, 0::2], sums[:, 1::2])
-    return {name: _quantiles(draws[:, i], level) for i, name in enumerate(metrics)}
+    columns = np.concatenate([metric.columns for metric in metrics.values()], axis=1)
+    sums = _resampled_sums(columns, clusters, samples, seed)
+    found: dict[str, Interval] = {}
+    for name, metric in metrics.items():
+        own, sums = np.split(sums, [metric.columns.shape[1]], axis=1)
+        found[name] = _quantiles(metric.of_sums(own), level)
+    return found
 
 
 def paired_difference(
@@ -98,10 +130,9 @@ def paired_difference(
     measured difference among the draws, on either side, so p is never below 2 / (samples + 1).
     Raises DataError where there are no items.
     """
-    columns = np.stack([a.numerator, a.denominator, b.numerator, b.denominator], axis=1)
-    sums = _resampled_sums(columns, clusters, samples, seed)
-    a_draws, b_draws = _divide(sums[:, 0], sums[:, 1]), _divide(sums[:, 2], sums[:, 3])
-    return _difference(a.value, b.value, a_draws, b_draws, level)
+    columns = np.concatenate([a.columns, b.columns], axis=1)
+    of_a, of_b = np.split(_resampled_sums(columns, clusters, samples, seed), 2, axis=1)
+    return _difference(a.value, b.value, a.of_sums(of_a), b.of_sums(of_b), level)
 
 
 def pooled_difference(
@@ -123,18 +154,20 @@ def pooled_difference(
     """
     if not a or not b:
         raise DataError("each side needs a run", got=f"{len(a)} and {len(b)}")
-    columns = [c for one in (*a, *b) for c in (one.numerator, one.denominator)]
-    sums = _resampled_sums(np.stack(columns, axis=1), clusters, samples, seed)
+    columns = np.concatenate([one.columns for one in (*a, *b)], axis=1)
+    sums = _resampled_sums(columns, clusters, samples, seed)
+    by_run = sums.reshape(samples, len(a) + len(b), -1)
     rng = np.random.default_rng([seed, 1])
-    a_draws = _drawn_runs(sums[:, : 2 * len(a)], rng)
-    b_draws = _drawn_runs(sums[:, 2 * len(a) :], rng)
+    a_draws = a[0].of_sums(_drawn_runs(by_run[:, : len(a)], rng))
+    b_draws = b[0].of_sums(_drawn_runs(by_run[:, len(a) :], rng))
     return _difference(pooled(a).value, pooled(b).value, a_draws, b_draws, level)
 
 
 def pooled(runs: Sequence[Ratio]) -> Ratio:
     """The metric of several runs over the same items: the ratio of their sums."""
     numerator = np.sum([one.numerator for one in runs], axis=0)
-    return Ratio(numerator, np.sum([one.denominator for one in runs], axis=0))
+    denominator = np.sum([one.denominator for one in runs], axis=0)
+    return Ratio(numerator, denominator, runs[0].weights, runs[0].constant)
 
 
 def mcnemar(a_correct: ArrayLike, b_correct: ArrayLike) -> float:
@@ -170,11 +203,10 @@ def _difference(a: float, b: float, a_draws: Array, b_draws: Array, level: float
 
 
 def _drawn_runs(sums: Array, rng: np.random.Generator) -> Array:
-    """The metric of K runs drawn of K, in each draw: [samples, 2 K] sums to [samples]."""
-    samples, runs = len(sums), sums.shape[1] // 2
+    """The sums of K runs drawn of K, in each draw: [samples, K, columns] to [samples, columns]."""
+    samples, runs = sums.shape[:2]
     picked = rng.integers(runs, size=(samples, runs))
-    rows = np.arange(samples)[:, None]
-    return _divide(sums[rows, 2 * picked].sum(1), sums[rows, 2 * picked + 1].sum(1))
+    return sums[np.arange(samples)[:, None], picked].sum(1)
 
 
 def _resampled_sums(

@@ -3,7 +3,16 @@ import math
 import numpy as np
 import pytest
 
-from evals.stats import intervals, mcnemar, mean, paired_difference, ratio
+from evals.stats import (
+    intervals,
+    mcnemar,
+    mean,
+    paired_difference,
+    pooled,
+    pooled_difference,
+    ratio,
+    weighted_sum,
+)
 from mmalign.errors import DataError
 
 
@@ -139,3 +148,38 @@ def test_relative_figures_are_withheld_without_a_base():
     rare = paired_difference(mean([0, 1]), mean([1, 1]))
     assert rare.relative == pytest.approx(1.0)
     assert rare.relative_interval is None
+
+
+def test_a_weighted_sum_by_hand():
+    # 1 - 2 * (1 + 0) / (1 + 3) + 3 * (1 + 1) / (2 + 2)
+    total = weighted_sum([(-2, ratio([1, 0], [1, 3])), (3, ratio([1, 1], [2, 2]))], 1)
+    assert total.value == 1 - 2 * 0.25 + 3 * 0.5
+    # Of a sum: 0.5 * total + 1 * mean.
+    nested = weighted_sum([(0.5, total), (1, mean([0, 1]))], 0.25)
+    assert nested.value == 0.25 + 0.5 * 2.0 + 0.5
+    # A part that counts nothing is 0.
+    assert weighted_sum([(1, ratio([0, 0], [0, 0]))], 0.5).value == 0.5
+
+
+def test_interval_of_a_weighted_sum_by_enumeration():
+    # Draws of items {0, 0}, {0, 1}, {1, 1}: the first ratio is 0/2, 3/5, 6/8, the second 1, 1/2, 0;
+    # half their sum is 0.5, 0.55, 0.375.
+    total = weighted_sum([(0.5, ratio([0, 3], [1, 4])), (0.5, mean([1, 0]))])
+    assert total.value == pytest.approx(0.55)
+    assert interval(total) == pytest.approx((0.375, 0.55))
+    assert interval(total, level=0.2) == pytest.approx((0.5, 0.55))
+
+
+def test_differences_of_weighted_sums_are_those_of_their_parts():
+    rng = np.random.default_rng(0)
+    parts = [ratio(rng.integers(3, size=50), 1 + rng.integers(5, size=50)) for _ in range(4)]
+    a = weighted_sum([(2, parts[0]), (0, parts[1])], 5)
+    b = weighted_sum([(2, parts[2]), (0, parts[3])], 5)
+    ours, plain = paired_difference(a, b), paired_difference(parts[0], parts[2])
+    assert ours.difference == pytest.approx(2 * plain.difference)
+    assert ours.interval == pytest.approx([2 * end for end in plain.interval])
+    assert ours.p_value == plain.p_value
+    assert pooled([a, b]).value == pytest.approx(5 + 2 * pooled([parts[0], parts[2]]).value)
+    ours = pooled_difference([a, a], [b])
+    plain = pooled_difference([parts[0], parts[0]], [parts[2]])
+    assert ours.interval == pytest.approx([2 * end for end in plain.interval])
