@@ -10,25 +10,20 @@ from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model
 from evals.amber import Amber
 from evals.chair import Chair
 from evals.gqa import Gqa
+from evals.hallusion_bench import HallusionBench
 from evals.judged import JudgedBench
 from evals.judging import EvalJudge
 from evals.math_questions import MathVerse, MathVista
 from evals.mathvision import MathVision
+from evals.mmbench import MmBench
+from evals.mme import Mme
 from evals.mmhal import MmHal
+from evals.mmmu import Mmmu
 from evals.multimodal_reward_bench import MultimodalRewardBench
 from evals.object_halbench import ObjectHalBench
 from evals.pope import Pope
 from evals.reward_bench import RewardBench
 from evals.safety_bench import SafetyJailbreak, SafetyVlGuard
-from evals.hallusion_bench import HallusionBench
-from evals.judged import JudgedBench
-from evals.judging import EvalJudge
-from evals.mmbench import MmBench
-from evals.mme import Mme
-from evals.mmhal import MmHal
-from evals.mmmu import Mmmu
-from evals.pope import Pope
-from evals.reward_bench import RewardBench
 from evals.science_qa import ScienceQa
 from evals.tempcompass import TempCompass
 from evals.verifiable import VerifiableBench
@@ -70,12 +65,12 @@ AnyBenchmark = Annotated[
     | Gqa
     | MathVista
     | MathVerse
-    | MathVision,
+    | MathVision
     | HallusionBench
     | Mme
     | ScienceQa
     | MmBench
-    | Mmmu,
+    | Mmmu
     | Amber
     | ObjectHalBench,
     Field(discriminator="name"),
