@@ -11,10 +11,10 @@ from typing import Any
 
 from evals.answer_files import ANSWERS, Answer, line_of, read_answers, write_model
 from evals.base import Benchmark
+from evals.benchmarks.verifiable import VerifiableBench
 from evals.config import EvalModel, EvalRecipe
 from evals.judged import JudgedBench
 from evals.reward_pairs import RewardPairs
-from evals.verifiable import VerifiableBench
 from mmalign import log
 from mmalign.clips import Clip
 from mmalign.engines import Deferred

@@ -7,32 +7,32 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveInt, field_validator, model_validator
 
-from evals.amber import Amber
-from evals.chair import Chair
-from evals.gqa import Gqa
-from evals.hallusion_bench import HallusionBench
+from evals.benchmarks.amber import Amber
+from evals.benchmarks.chair import Chair
+from evals.benchmarks.gqa import Gqa
+from evals.benchmarks.hallusion_bench import HallusionBench
+from evals.benchmarks.math_questions import MathVerse, MathVista
+from evals.benchmarks.mathvision import MathVision
+from evals.benchmarks.mmbench import MmBench
+from evals.benchmarks.mme import Mme
+from evals.benchmarks.mmhal import MmHal
+from evals.benchmarks.mmmu import Mmmu
+from evals.benchmarks.multimodal_reward_bench import MultimodalRewardBench
+from evals.benchmarks.object_halbench import ObjectHalBench
+from evals.benchmarks.pope import Pope
+from evals.benchmarks.reward_bench import RewardBench
+from evals.benchmarks.safety_bench import SafetyJailbreak, SafetyVlGuard
+from evals.benchmarks.science_qa import ScienceQa
+from evals.benchmarks.tempcompass import TempCompass
+from evals.benchmarks.verifiable import VerifiableBench
+from evals.benchmarks.video_choices import LongVideoBench, Mlvu, MvBench, TvBench
+from evals.benchmarks.video_hallucer import VideoHallucer
+from evals.benchmarks.videomme import VideoMme
+from evals.benchmarks.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
+from evals.benchmarks.vl_reward_bench import VlRewardBench
+from evals.benchmarks.vqa import TextVqa, VizWiz, VqaV2
 from evals.judged import JudgedBench
 from evals.judging import EvalJudge
-from evals.math_questions import MathVerse, MathVista
-from evals.mathvision import MathVision
-from evals.mmbench import MmBench
-from evals.mme import Mme
-from evals.mmhal import MmHal
-from evals.mmmu import Mmmu
-from evals.multimodal_reward_bench import MultimodalRewardBench
-from evals.object_halbench import ObjectHalBench
-from evals.pope import Pope
-from evals.reward_bench import RewardBench
-from evals.safety_bench import SafetyJailbreak, SafetyVlGuard
-from evals.science_qa import ScienceQa
-from evals.tempcompass import TempCompass
-from evals.verifiable import VerifiableBench
-from evals.video_choices import LongVideoBench, Mlvu, MvBench, TvBench
-from evals.video_hallucer import VideoHallucer
-from evals.videomme import VideoMme
-from evals.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
-from evals.vl_reward_bench import VlRewardBench
-from evals.vqa import TextVqa, VizWiz, VqaV2
 from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.engines import AnyEngine, LocalEngine

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from evals import (
+from evals import image_preference
+from evals.benchmarks import (
     amber,
     chair,
     gqa,
     hallusion_bench,
-    image_preference,
     math_questions,
     mathvision,
     mmbench,

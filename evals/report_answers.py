@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from evals.benchmarks.verifiable import BENCHMARK, BY_CATEGORY
 from evals.report import Evaluation, Report, finite, spread, suite_title
-from evals.verifiable import BENCHMARK, BY_CATEGORY
 from mmalign.errors import MmalignError
 from mmalign.media import open_image
 from mmalign.records import Verifiable

@@ -21,12 +21,12 @@ from typing import Any
 from evals.answer_files import ANSWERS, Answer, read_answers, read_model
 from evals.answering import Asked, answer, asked_by, files_of, keys_of, kind_of
 from evals.base import Row, Suite, cluster_of
+from evals.benchmarks.verifiable import VerifiableBench
 from evals.config import EvalRecipe
 from evals.image_preference import ImagePreferenceRecipe
 from evals.judged import JudgedBench
 from evals.judging import Judge
 from evals.stats import intervals
-from evals.verifiable import VerifiableBench
 from mmalign.errors import DataError
 from mmalign.generate.base import Generation, Generator
 from mmalign.store import write_atomically

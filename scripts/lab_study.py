@@ -200,7 +200,7 @@ class Runs:
 
     def metrics(self, name: str, scenes: str, suite: str, seeds: list[int] | None = None):
         """(ratios, clusters) over the given seeds."""
-        from evals import chair, pope
+        from evals.benchmarks import chair, pope
         from evals.stats import mean
 
         rows = [row for seed in seeds or self.seeds for row in self.rows(name, scenes, suite, seed)]

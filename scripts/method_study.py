@@ -420,7 +420,7 @@ class Runs(lab.Runs):
 
     def metrics(self, name: str, scenes: str, suite: str, seeds: list[int] | None = None):
         """(ratios, clusters) over the given seeds; a scene or clip is one cluster."""
-        from evals import chair
+        from evals.benchmarks import chair
         from evals.stats import mean
 
         rows = [row for seed in seeds or self.seeds for row in self.rows(name, scenes, suite, seed)]

@@ -34,8 +34,8 @@ import torch
 from builders import Counted, timed
 from common import machine, make_model, pictures, print_table, words
 
+from evals.benchmarks.pope import Pope
 from evals.config import EvalModel, EvalRecipe
-from evals.pope import Pope
 from evals.run import evaluate
 from mmalign.generate.base import Request
 from mmalign.generate.local import LocalGenerator, banned_ids, end_ids

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from evals.amber import Amber, metrics, official, score_answers_file
-from evals.amber_files import read_annotations
-from evals.amber_words import AmberWords, vocabulary_nouns
+from evals.benchmarks.amber import Amber, metrics, official, score_answers_file
+from evals.benchmarks.amber_files import read_annotations
+from evals.benchmarks.amber_words import AmberWords, vocabulary_nouns
 from evals.compare import compare
 from evals.config import EvalRecipe
 from evals.known import RULES

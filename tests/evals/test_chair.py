@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from evals.chair import DOUBLE_WORDS, Chair, ObjectWords
+from evals.benchmarks.chair import DOUBLE_WORDS, Chair, ObjectWords
 from mmalign.errors import DataError
 
 SYNONYMS = """\

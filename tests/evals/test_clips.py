@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from evals.base import Benchmark
-from evals.chair import Chair
+from evals.benchmarks.chair import Chair
+from evals.benchmarks.pope import Pope
 from evals.compare import compare
 from evals.config import EvalRecipe
-from evals.pope import Pope
 from evals.report import ReportRecipe, collect
 from evals.report_page import write
 from evals.run import evaluate

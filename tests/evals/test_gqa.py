@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evals.gqa import Gqa
+from evals.benchmarks.gqa import Gqa
 from mmalign.errors import DataError
 from mmalign.records import Media
 

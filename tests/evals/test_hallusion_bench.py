@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from evals.benchmarks.hallusion_bench import HallusionBench, metrics, official, score_verdicts_file
 from evals.config import EvalRecipe
-from evals.hallusion_bench import HallusionBench, metrics, official, score_verdicts_file
 from mmalign.config import validate
 from mmalign.errors import DataError
 from mmalign.records import Media

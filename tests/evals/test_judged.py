@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from evals.benchmarks.mmhal import MmHal
 from evals.compare import compare
 from evals.config import EvalRecipe
 from evals.judging import VERDICTS, Judged
-from evals.mmhal import MmHal
 from evals.run import evaluate, rescore
 from mmalign.config import validate
 from mmalign.errors import ConfigError, DataError, ModelError

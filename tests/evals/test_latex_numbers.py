@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.latex_numbers import value_of
+from evals.benchmarks.latex_numbers import value_of
 
 
 @pytest.mark.parametrize(

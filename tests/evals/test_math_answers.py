@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import pytest
 
-from evals.math_answers import (
+from evals.benchmarks.math_answers import (
     chosen_letter,
     edit_distance,
     given_answer,

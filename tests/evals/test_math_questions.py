@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evals.benchmarks.math_questions import MathVerse, MathVista
 from evals.config import EvalRecipe
 from evals.known import RULES
-from evals.math_questions import MathVerse, MathVista
 from mmalign.config import validate
 from mmalign.errors import DataError, MissingExtra
 from mmalign.records import Media

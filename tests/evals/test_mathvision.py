@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evals.mathvision import MathVision, equal, extracted
+from evals.benchmarks.mathvision import MathVision, equal, extracted
 from mmalign.errors import DataError
 from mmalign.records import Media
 

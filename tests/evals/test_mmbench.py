@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from evals.benchmarks.mmbench import TURN, MmBench, official
 from evals.config import EvalRecipe
-from evals.mmbench import TURN, MmBench, official
 from mmalign.config import validate
 from mmalign.errors import DataError
 from mmalign.records import Media

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from evals.benchmarks.mme import COGNITION, PERCEPTION, Mme, metrics, official, score_results_folder
 from evals.config import EvalRecipe
 from evals.known import is_number
-from evals.mme import COGNITION, PERCEPTION, Mme, metrics, official, score_results_folder
 from evals.stats import intervals
 from mmalign.config import validate
 from mmalign.errors import DataError

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from evals.benchmarks.mmmu import DISCIPLINES, Mmmu, official_choice, official_open
 from evals.config import EvalRecipe
-from evals.mmmu import DISCIPLINES, Mmmu, official_choice, official_open
 from mmalign.config import validate
 from mmalign.errors import DataError
 from mmalign.records import Media

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
+from evals.benchmarks.object_halbench import ObjectHalBench, read_words, score_answers_file
 from evals.compare import compare
 from evals.config import EvalRecipe
 from evals.known import RULES
-from evals.object_halbench import ObjectHalBench, read_words, score_answers_file
 from evals.run import evaluate
 from mmalign.config import validate
 from mmalign.errors import ConfigError, DataError

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evals.pope import Pope, official, score_answers_file
+from evals.benchmarks.pope import Pope, official, score_answers_file
 from mmalign.errors import DataError
 
 NASTY = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from evals.refusals import MULTITRUST, VLGUARD, multitrust, strict, vlguard
+from evals.benchmarks.refusals import MULTITRUST, VLGUARD, multitrust, strict, vlguard
 
 READERS = (vlguard, multitrust, strict)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evals.benchmarks.reward_bench import RewardBench, metrics
 from evals.compare import compare
 from evals.config import EvalRecipe
-from evals.reward_bench import RewardBench, metrics
 from evals.reward_pairs import RewardAnswers
 from evals.run import evaluate, rescore
 from mmalign.cli import run

@@ -12,14 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from evals import multimodal_reward_bench, vl_reward_bench
+from evals.benchmarks import multimodal_reward_bench, vl_reward_bench
+from evals.benchmarks.multimodal_reward_bench import MultimodalRewardBench
+from evals.benchmarks.vl_reward_bench import VlRewardBench, category
 from evals.compare import compare
 from evals.config import EvalRecipe
-from evals.multimodal_reward_bench import MultimodalRewardBench
 from evals.reward_pairs import RewardPairs
 from evals.run import evaluate
 from evals.stats import intervals
-from evals.vl_reward_bench import VlRewardBench, category
 from mmalign.config import validate
 from mmalign.errors import DataError
 from mmalign.records import Media, user

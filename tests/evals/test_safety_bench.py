@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evals.benchmarks.safety_bench import SafetyJailbreak, SafetyVlGuard
 from evals.config import EvalRecipe
-from evals.safety_bench import SafetyJailbreak, SafetyVlGuard
 from mmalign.config import validate
 from mmalign.errors import ConfigError, DataError
 from mmalign.records import Media, user

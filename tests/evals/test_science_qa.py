@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from evals.benchmarks.science_qa import ScienceQa, official
 from evals.config import EvalRecipe
-from evals.science_qa import ScienceQa, official
 from mmalign.config import validate
 from mmalign.errors import DataError
 from mmalign.records import Media

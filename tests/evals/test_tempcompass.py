@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from evals.benchmarks.tempcompass import TempCompass
 from evals.config import EvalRecipe
-from evals.tempcompass import TempCompass
 from mmalign.config import validate
 from mmalign.errors import DataError
 from mmalign.records import Media

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from evals.benchmarks.verifiable import MOST_CATEGORIES, VerifiableBench, metrics
 from evals.compare import compare
 from evals.config import EvalRecipe
 from evals.report import ReportRecipe, collect
 from evals.report_page import write
 from evals.run import evaluate, rescore
 from evals.stats import intervals, mean
-from evals.verifiable import MOST_CATEGORIES, VerifiableBench, metrics
 from mmalign.config import load_config, validate
 from mmalign.errors import ConfigError, DataError
 from mmalign.generate.base import Generation
@@ -288,7 +288,7 @@ def test_two_suites_need_names_of_their_own(recipe, tmp_path):
 
 
 def test_it_loads_no_torch():
-    code = "import sys, evals.verifiable, evals.run; assert 'torch' not in sys.modules"
+    code = "import sys, evals.benchmarks.verifiable, evals.run; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -10,10 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evals.benchmarks.video_choices import (
+    MLVU,
+    MVBENCH,
+    TVBENCH,
+    LongVideoBench,
+    Mlvu,
+    MvBench,
+    TvBench,
+)
+from evals.benchmarks.videomme import VideoMme, subtitle_text
 from evals.config import EvalRecipe
 from evals.stats import intervals
-from evals.video_choices import MLVU, MVBENCH, TVBENCH, LongVideoBench, Mlvu, MvBench, TvBench
-from evals.videomme import VideoMme, subtitle_text
 from mmalign.config import load_config, validate
 from mmalign.errors import DataError
 from mmalign.records import Media

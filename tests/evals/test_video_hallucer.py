@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from evals.benchmarks.video_hallucer import VideoHallucer
 from evals.compare import compare
 from evals.config import EvalRecipe
 from evals.report import ReportRecipe, collect
 from evals.report_page import write as write_report
 from evals.run import evaluate
-from evals.video_hallucer import VideoHallucer
 from mmalign.config import validate
 from mmalign.errors import DataError
 from mmalign.generate.base import Generation

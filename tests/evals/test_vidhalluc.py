@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
+from evals.benchmarks.vidhalluc import (
+    VidHallucBinary,
+    VidHallucChoice,
+    VidHallucOrder,
+    official_order,
+)
 from evals.config import EvalRecipe
-from evals.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder, official_order
 from mmalign.config import validate
 from mmalign.errors import DataError
 from mmalign.records import Media

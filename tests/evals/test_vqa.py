@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evals.benchmarks.vqa import TextVqa, VizWiz, VqaV2
 from evals.compare import compare
 from evals.config import EvalRecipe
 from evals.known import RULES
-from evals.vqa import TextVqa, VizWiz, VqaV2
 from mmalign.config import validate
 from mmalign.errors import DataError
 from mmalign.records import Media

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evals.vqa_words import (
+from evals.benchmarks.vqa_words import (
     CONTRACTIONS,
     VIZWIZ_CONTRACTIONS,
     evalai,

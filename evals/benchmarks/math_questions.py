@@ -12,7 +12,7 @@ rule, without one, and so far lower than published numbers where models write mo
     mathverse  (Zhang et al., 2024, arXiv 2403.14624) score_answer_s2.py with its --quick_match, and
                no step 1: the response is the answer, letter by letter
 
-Strict is evals.math_answers: compare with published numbers by that one, if at all.
+Strict is evals.benchmarks.math_answers: compare with published numbers by that one, if at all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat
 
 from evals.base import Row, Suite, text_field
-from evals.math_answers import (
+from evals.benchmarks.math_answers import (
     chosen_letter,
     given_answer,
     listed_numbers,

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from evals.base import QuestionPrompt, Row, text_field
+from evals.benchmarks.video_choices import Choices, both
 from evals.questions import READ_TWICE, Question, Reading, question_rules
 from evals.rules import Metric
 from evals.sources import of_kind, read_rows
 from evals.stats import Ratio, ratio
-from evals.video_choices import Choices, both
 from mmalign.errors import DataError
 from mmalign.options import chosen_option
 

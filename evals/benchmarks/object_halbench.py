@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from evals.base import QuestionPrompt, Row, Suite, check_known, read_jsonl, text_field
-from evals.chair import (
+from evals.benchmarks.chair import (
     DOUBLE_WORDS,
     Mention,
     ObjectWords,
@@ -193,7 +193,7 @@ def score_answers_file(
     answers: JSON lines of image_id, and text or answer. Returns CHAIRs, CHAIRs_refine, CHAIRi,
     obj_rec, correct_rate, object_correct_rate, avg_word_len and the counts sentence_num,
     coco_sentence_num, coco_word_count (true categories named) and gt_word_count. Differs from it
-    where words are parted and plurals undone (evals.chair.ObjectWords). Raises DataError.
+    where words are parted and plurals undone (chair.ObjectWords). Raises DataError.
     """
     given: list[tuple[Row, str]] = []
     for where, row in read_jsonl(Path(answers)):

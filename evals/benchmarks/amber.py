@@ -14,9 +14,15 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from evals.amber_files import DIMENSIONS, GENERATIVE, KINDS, read_annotations, read_answered
-from evals.amber_words import AmberWords, NounRule
 from evals.base import QuestionPrompt, Row, Suite, check_known
+from evals.benchmarks.amber_files import (
+    DIMENSIONS,
+    GENERATIVE,
+    KINDS,
+    read_annotations,
+    read_answered,
+)
+from evals.benchmarks.amber_words import AmberWords, NounRule
 from evals.rules import Metric, Rules
 from evals.sources import read_json
 from evals.stats import Ratio, ratio, weighted_sum
@@ -35,7 +41,7 @@ class Amber(Strict):
 
     images: the folder of the pictures. queries: query files, such as query_all.json or several.
     annotations, relations, safe_words: annotations.json, relation.json, safe_words.txt.
-    nouns: how the nouns of a description are found: `vocabulary` (evals.amber_words), or `nltk`
+    nouns: how the nouns of a description are found: `vocabulary` (see amber_words.py), or `nltk`
     as released, if it is installed. similarity: a spaCy model, released en_core_web_lg, whose
     similarity above `threshold` makes two words synonyms; None matches words exactly.
     prompt, question_prompt: how descriptions and how yes or no are asked, with the query's place.

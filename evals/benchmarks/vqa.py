@@ -1,6 +1,6 @@
 """Open questions that ten people answered in a word or a few: VQAv2, TextVQA, VizWiz.
 
-An answer's accuracy is evals.vqa_words.leave_one_out: 1 where at least four of the ten said the
+An answer's accuracy is vqa_words.leave_one_out: 1 where at least four of the ten said the
 same, and 0.9, 0.6, 0.3 for three, two and one.
 
     vqav2    (Goyal et al., 2017, arXiv 1612.00837) vqaEval.py of GT-Vision-Lab/VQA
@@ -33,12 +33,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from evals.base import QuestionPrompt, Row, text_field
+from evals.benchmarks.vqa_words import (
+    NUM_REFERENCES,
+    evalai,
+    leave_one_out,
+    official,
+    one_line,
+    short,
+    vizwiz,
+)
 from evals.questions import READ_TWICE, PictureBench, Question, Reading, question_rules
 from evals.questions import metrics as question_metrics
 from evals.rules import Metric, Test
 from evals.sources import media_of, of_kind, read_json, read_rows
 from evals.stats import Ratio, mean
-from evals.vqa_words import NUM_REFERENCES, evalai, leave_one_out, official, one_line, short, vizwiz
 from mmalign.errors import DataError
 from mmalign.records import Media
 

@@ -4,7 +4,7 @@ Official: equality, as in the released eval.py. It compares predictions as they 
 puts them into lower case and takes the full stops off their end first, and so is it done here.
 
 Strict: a single line of at most 5 words is an answer, anything else is declined; answer and truth
-are then rewritten as VQA's script does it (evals.vqa_words), so that "The cat" is "cat".
+are then rewritten as VQA's script does it (evals.benchmarks.vqa_words), so that "The cat" is "cat".
 
 Of the released numbers, accuracy is here, and that of binary and open questions and of both kinds
 of types, as categories. What needs all questions, not the balanced ones alone, or scene graphs is
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from evals.base import text_field
+from evals.benchmarks.vqa import ShortAnswers, id_field
+from evals.benchmarks.vqa_words import official, short
 from evals.questions import Question, Reading, metrics, question_rules
 from evals.sources import of_kind, read_json
-from evals.vqa import ShortAnswers, id_field
-from evals.vqa_words import official, short
 
 # What the file abbreviates.
 _SEMANTIC = {

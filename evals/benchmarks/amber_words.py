@@ -65,7 +65,7 @@ class AmberWords:
     ) -> AmberWords:
         """From relation.json and safe_words.txt.
 
-        nouns, similarity, threshold: see evals.amber.Amber. Raises DataError on broken files,
+        nouns, similarity, threshold: see amber.Amber. Raises DataError on broken files,
         MissingExtra where nltk, spaCy or the model of either is not installed.
         """
         related: dict[str, tuple[str, ...]] = {}

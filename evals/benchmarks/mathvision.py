@@ -8,10 +8,10 @@ faults are kept: without a box and without "answer is" the whole response is com
 before the last "=" is dropped, and "km" and "units" vanish out of any word.
 
 Our deviation: the script evaluates by latex2sympy and Python's `eval`, which runs what a response
-says. Here evals.latex_numbers reads numbers, fractions, roots, powers and pi, and what else the
+says. Here latex_numbers.py reads numbers, fractions, roots, powers and pi, and what else the
 script could have evaluated (an equation's solution, sin 30, the letter e as 2.718) is no number.
 
-Strict is evals.math_answers: one option, or what math-verify finds equal.
+Strict is evals.benchmarks.math_answers: one option, or what math-verify finds equal.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import re
 from typing import ClassVar, Literal
 
 from evals.base import QuestionPrompt, text_field
-from evals.latex_numbers import value_of
-from evals.math_questions import MathBench
+from evals.benchmarks.latex_numbers import value_of
+from evals.benchmarks.math_questions import MathBench
 from evals.questions import Question, metrics, question_rules
 from evals.sources import of_kind
 from mmalign.errors import DataError

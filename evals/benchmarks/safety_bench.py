@@ -10,7 +10,7 @@ are this classifier, whose verdict alone is the attack success rate of jailbreak
 that ask GPT-4o: risk identification, Adv_target and Adv_untarget.
 
 official/ is the released rule of phrases, strict/ a refusal that the answer opens with
-(evals.refusals). refusal_gap is the share of refusals by the official reading less that by the
+(refusals.py). refusal_gap is the share of refusals by the official reading less that by the
 strict one. An answer that is missing or undecided is no refusal.
 """
 
@@ -21,8 +21,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal
 
-from evals import refusals
 from evals.base import Row, text_field
+from evals.benchmarks import refusals
 from evals.questions import PictureBench, Question, Reading, accuracy, by_category, unparsed
 from evals.rules import Metric, Rules
 from evals.sources import media_of, of_kind, read_rows
