@@ -42,6 +42,7 @@ def lmms(
     """Evaluate a checkpoint, adapters included, by tasks of lmms-eval."""
     from evals.config import EvalModel
     from evals.lmms import SUMMARY, Options, evaluate
+    from evals.lmms_classes import Choice
     from mmalign.config import apply_overrides, read_yaml, validate
     from mmalign.errors import ConfigError
 
@@ -58,13 +59,11 @@ def lmms(
         asked = validate(data["model"], EvalModel, f"{config}, model")
     options = Options(
         tasks=tuple(task.strip() for task in tasks.split(",")),
-        model_class=lmms_model,
-        model_args=model_args,
+        choice=Choice(model_class=lmms_model, model_args=model_args, device=device),
         python=python,
         include=include,
         limit=limit,
         batch_size=batch_size,
-        device=device,
     )
     summary = evaluate(asked, output, options)
     rows = [

@@ -113,6 +113,8 @@ def _lmms_eval(run: _Run) -> dict[str, str]:
             for key, suite in run.suites.items()
         },
         "configs": {key: {"task": key} for key in run.suites},
+        "versions": dict.fromkeys(run.suites, "mmalign"),
+        "n-shot": dict.fromkeys(run.suites, 0),
         "higher_is_better": {key: _better(suite) for key, suite in run.suites.items()},
         "n-samples": {key: {"original": n, "effective": n} for key, n in counts.items()},
         "config": {"model": "mmalign", "model_args": f"pretrained={run.model}"},

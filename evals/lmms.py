@@ -17,10 +17,11 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evals.lmms_classes import Choice, arguments, class_of, plain
 from mmalign.errors import ConfigError, MissingExtra, MmalignError
 from mmalign.store import write_atomically
 
@@ -49,68 +50,20 @@ _INSTALL = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class LmmsClass:
-    """A model class of lmms-eval, and which of a recipe's model settings it takes.
-
-    weights: the type it loads weights in; None where `dtype` says so. min_pixels: smaller pictures
-    are enlarged to this by default, None where it has no limits.
-    """
-
-    name: str
-    weights: str | None = None
-    takes: frozenset[str] = frozenset()
-    min_pixels: int | None = None
-
-
-_LLAVA = LmmsClass(
-    name="llava_hf", takes=frozenset({"dtype", "revision", "trust_remote_code", "attention"})
-)
-_QWEN = frozenset({"max_pixels", "attention"})
-# By the model_type of config.json. There is none for PaliGemma, Idefics3 and SmolVLM.
-CLASSES: dict[str, LmmsClass] = {
-    "llava": _LLAVA,
-    "llava_next": _LLAVA,
-    "llava_onevision": _LLAVA,
-    "qwen2_vl": LmmsClass(
-        name="qwen2_vl",
-        weights="auto",
-        takes=frozenset({"max_pixels"}),
-        min_pixels=3136,
-    ),
-    "qwen2_5_vl": LmmsClass(
-        name="qwen2_5_vl", weights="bfloat16", takes=_QWEN, min_pixels=256 * 28 * 28
-    ),
-    "qwen3_vl": LmmsClass(
-        name="qwen3_vl", weights="bfloat16", takes=_QWEN, min_pixels=256 * 28 * 28
-    ),
-    "gemma3": LmmsClass(
-        name="gemma3", weights="bfloat16", takes=frozenset({"trust_remote_code", "attention"})
-    ),
-    "internvl": LmmsClass(
-        name="internvl_hf",
-        weights="bfloat16",
-        takes=frozenset({"revision", "trust_remote_code", "attention"}),
-    ),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
 class Options:
     """How lmms-eval is run.
 
-    tasks: its names. model_class, model_args: of its own, in place of and after those found here.
-    python: the interpreter that has it. include: a folder with tasks of your own.
+    tasks: its names. choice: what is said of its model class. python: the interpreter that has it.
+    include: a folder with tasks of your own.
     limit: only the first so many questions of each task.
     """
 
     tasks: tuple[str, ...]
-    model_class: str | None = None
-    model_args: str = ""
+    choice: Choice = field(default_factory=Choice)
     python: str = sys.executable
     include: Path | None = None
     limit: int | None = None
     batch_size: int = 1
-    device: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +92,7 @@ def evaluate(model: EvalModel, output: Path, options: Options) -> dict[str, Any]
     version = installed(options.python)
     (output / SUMMARY).unlink(missing_ok=True)
     checkpoint = _checkpoint(model, output, options)
-    chosen, model_args, left_out = arguments(model, checkpoint, options)
+    chosen, model_args, left_out = arguments(model, checkpoint, options.choice)
     command = _command(chosen, model_args, output, options)
     before = _results_files(output)
     said = _run(command, output)
@@ -194,65 +147,6 @@ def installed(python: str) -> str:
     raise MissingExtra("lmms-eval is not installed", where=python, fix=_INSTALL)
 
 
-def arguments(model: EvalModel, checkpoint: str, options: Options) -> tuple[str, str, list[str]]:
-    """(class, its arguments as lmms-eval reads them, settings of the recipe that it cannot take).
-
-    Raises ConfigError for a family without a class here, or what cannot be passed on.
-    """
-    if model.quantization is not None:
-        raise ConfigError(
-            "lmms-eval's classes load no weights in 4 bits",
-            where="model.quantization",
-            fix="drop it; an adapter is then merged into floating-point weights",
-        )
-    chosen = _class_of(checkpoint, model, options)
-    if (model.revision is not None and "revision" not in chosen.takes) and not _local(checkpoint):
-        raise ConfigError(
-            f"lmms-eval's {chosen.name} takes no revision, and would load another checkpoint",
-            where="model.revision",
-            got=model.revision,
-            fix="download that revision into a folder, and give the folder as model.path",
-        )
-    given: dict[str, object] = {"pretrained": _plain(checkpoint, "the checkpoint's path")}
-    left_out: list[str] = []
-    if chosen in CLASSES.values():
-        device = options.device or _device()
-        # Both, since a class either reads the one or the other, and its defaults want a GPU.
-        given |= {"device": device, "device_map": device}
-    elif options.device is not None:
-        given["device"] = options.device
-    if model.revision is not None and not _local(checkpoint):
-        given["revision"] = model.revision
-    if "dtype" in chosen.takes:
-        given["dtype"] = model.dtype
-    elif chosen.weights != model.dtype:
-        loads = "as stored" if chosen.weights == "auto" else f"in {chosen.weights}"
-        loads = loads if chosen.weights else "in a type of its own choice"
-        left_out.append(f"dtype={model.dtype}: {chosen.name} loads weights {loads}")
-    if model.max_pixels is not None:
-        if "max_pixels" in chosen.takes and chosen.min_pixels is not None:
-            given["max_pixels"] = model.max_pixels
-            if model.max_pixels < chosen.min_pixels:
-                given["min_pixels"] = model.max_pixels
-        else:
-            left_out.append(f"max_pixels={model.max_pixels}")
-    if model.attention != "auto":
-        if "attention" in chosen.takes:
-            given["attn_implementation"] = model.attention
-        else:
-            left_out.append(f"attention={model.attention}")
-    if model.trust_remote_code:
-        if "trust_remote_code" in chosen.takes:
-            given["trust_remote_code"] = True
-        else:
-            left_out.append("trust_remote_code=true")
-    if model.frames != type(model).model_fields["frames"].default:
-        left_out.append("frames: clips are sampled by lmms-eval's own rule")
-    # Later ones count, where a name comes twice.
-    parts = [*(f"{name}={value}" for name, value in given.items()), options.model_args.strip(", ")]
-    return chosen.name, ",".join(filter(None, parts)), left_out
-
-
 def metrics_of(results: Mapping[str, Any]) -> list[TaskMetric]:
     """Every number of a results file, in its order; standard errors are with their metrics."""
     found: list[TaskMetric] = []
@@ -295,8 +189,8 @@ def _checkpoint(model: EvalModel, output: Path, options: Options) -> str:
     check_folder(path)
     if adapter is None:
         return str(Path(path).absolute()) if Path(path).is_dir() else path
-    _plain(str(output), "the output folder")
-    _class_of(path, model, options)  # Before merging, which takes minutes.
+    plain(str(output), "the output folder")
+    class_of(path, model, options.choice)  # Before merging, which takes minutes.
     config = ModelConfig(
         path=path,
         adapter=adapter,
@@ -306,65 +200,10 @@ def _checkpoint(model: EvalModel, output: Path, options: Options) -> str:
     return str(merged(config, output / MERGED))
 
 
-def _class_of(checkpoint: str, model: EvalModel, options: Options) -> LmmsClass:
-    known = {one.name: one for one in CLASSES.values()}
-    if options.model_class is not None:
-        return known.get(options.model_class) or LmmsClass(name=options.model_class)
-    kind = _model_type(checkpoint, model)
-    if kind not in CLASSES:
-        raise ConfigError(
-            f"no class of lmms-eval is known here for model_type {kind}",
-            where=checkpoint,
-            wanted=f"one of {', '.join(CLASSES)}",
-            fix="if lmms-eval has one (`python -m lmms_eval models`), name it with --lmms-model, "
-            "and give what it takes with --model-args, such as device=cuda",
-        )
-    return CLASSES[kind]
-
-
-def _model_type(checkpoint: str, model: EvalModel) -> str:
-    if _local(checkpoint):
-        try:
-            told = json.loads((Path(checkpoint) / "config.json").read_text(encoding="utf-8"))
-            return str(told.get("model_type"))
-        except (OSError, ValueError, AttributeError) as error:
-            raise ConfigError(f"has no readable config.json ({error})", where=checkpoint) from None
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(
-            checkpoint, revision=model.revision, trust_remote_code=model.trust_remote_code
-        ).model_type
-    except (OSError, ValueError) as error:
-        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"cannot be loaded ({why})", where=checkpoint) from None
-
-
-def _local(checkpoint: str) -> bool:
-    return Path(checkpoint).is_dir()
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _plain(text: str, what: str) -> str:
-    """A text that survives lmms-eval's own splitting of arguments."""
-    if odd := sorted(set(text) & set(",'\"{}[]")):
-        raise ConfigError(
-            f"{what} cannot be handed to lmms-eval, which splits its arguments at commas",
-            got=text,
-            fix=f"choose one without {' '.join(odd)}",
-        )
-    return text
-
-
 def _command(chosen: str, model_args: str, output: Path, options: Options) -> list[str]:
     words = [options.python, "-m", "lmms_eval", "--model", chosen, "--model_args", model_args]
     words += ["--tasks", ",".join(options.tasks), "--batch_size", str(options.batch_size)]
-    words += ["--output_path", _plain(str(output / RAW), "the output folder"), "--log_samples"]
+    words += ["--output_path", plain(str(output / RAW), "the output folder"), "--log_samples"]
     if options.include is not None:
         words += ["--include_path", str(options.include.absolute())]
     if options.limit is not None:

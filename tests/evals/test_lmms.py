@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from evals.config import EvalModel
 from evals.eval_cli import app
-from evals.lmms import CLASSES, Options, arguments, evaluate, installed, metrics_of
+from evals.lmms import Options, evaluate, installed, metrics_of
+from evals.lmms_classes import CLASSES, Choice, arguments
 from mmalign.clips import FrameSampling
 from mmalign.errors import ConfigError, MissingExtra, MmalignError, ModelError
 from mmalign.models.families import FAMILIES
@@ -95,8 +96,11 @@ def seen(tmp_path, monkeypatch):
     return lambda: json.loads((tmp_path / "seen.json").read_text())
 
 
-def made(options=None, **changes):
-    return Options(**({"tasks": ("pope", "mme"), "device": "cpu"} | (options or {}) | changes))
+ON_CPU = Choice(device="cpu")
+
+
+def made(tasks=("pope", "mme"), **changes):
+    return Options(tasks=tasks, choice=ON_CPU, **changes)
 
 
 def test_the_command_and_the_summary(base, seen, tmp_path):
@@ -144,8 +148,8 @@ def test_a_second_run_reads_its_own_results(base, seen):
 
 @pytest.mark.parametrize("by", ["folder", "setting"])
 def test_an_adapter_is_merged_once(base, adapter, seen, tmp_path, by):
-    named = {"path": str(adapter)} if by == "folder" else {"path": str(base)}
-    model = EvalModel(**named, adapter=None if by == "folder" else str(adapter))
+    model = EvalModel(path=str(base), adapter=str(adapter))
+    model = EvalModel(path=str(adapter)) if by == "folder" else model
     summary = evaluate(model, Path("out"), made())
     folder = tmp_path / "out/merged"
     assert seen()["told"]["pretrained"] == summary["checkpoint"] == str(folder)
@@ -211,8 +215,8 @@ def checkpoint(folder, model_type):
     return str(folder)
 
 
-def args_of(model, path, **options):
-    name, text, left_out = arguments(model, path, made(options))
+def args_of(model, path, choice=ON_CPU):
+    name, text, left_out = arguments(model, path, choice)
     assert text.startswith(f"pretrained={path}")
     return name, text.removeprefix(f"pretrained={path}").lstrip(","), left_out
 
@@ -224,7 +228,7 @@ def test_settings_are_handed_on_or_named(tmp_path):
     assert args_of(model, path) == ("qwen2_5_vl", f"{device},max_pixels=401408", [])
     # Smaller than what the class enlarges pictures to, which would contradict it.
     small = model.model_copy(update={"max_pixels": 50176, "attention": "eager"})
-    told = f"{device},max_pixels=50176,min_pixels=50176,attn_implementation=eager"
+    told = f"{device},max_pixels=50176,min_pixels=3136,attn_implementation=eager"
     assert args_of(small, path) == ("qwen2_5_vl", told, [])
     path = checkpoint(tmp_path / "g", "gemma3")
     model = EvalModel(path=path, max_pixels=9, frames=FrameSampling(num_frames=3))
@@ -243,16 +247,16 @@ def test_settings_are_handed_on_or_named(tmp_path):
 def test_more_arguments_come_last_so_that_they_count(tmp_path):
     path = checkpoint(tmp_path / "q", "qwen3_vl")
     model = EvalModel(path=path, dtype="bfloat16")
-    _, told, _ = args_of(model, path, model_args="device_map=auto,fps=2", device="cuda")
+    _, told, _ = args_of(model, path, Choice(model_args="device_map=auto,fps=2", device="cuda"))
     assert told == "device=cuda,device_map=cuda,device_map=auto,fps=2"
 
 
 def test_an_unknown_family_needs_a_class_by_name(tmp_path):
     path = checkpoint(tmp_path / "p", "paligemma")
     with pytest.raises(ConfigError, match=r"known here for model_type paligemma.*--lmms-model"):
-        arguments(EvalModel(path=path), path, made())
+        arguments(EvalModel(path=path), path, ON_CPU)
     name, told, left_out = args_of(
-        EvalModel(path=path), path, model_class="vllm", model_args="tp=2", device=None
+        EvalModel(path=path), path, Choice(model_class="vllm", model_args="tp=2")
     )
     assert (name, told) == ("vllm", "tp=2")
     assert left_out == ["dtype=float32: vllm loads weights in a type of its own choice"]
@@ -269,12 +273,12 @@ def test_an_unknown_family_needs_a_class_by_name(tmp_path):
 def test_what_cannot_be_passed_is_refused(change, match):
     model = EvalModel.model_validate({"path": "a/b"} | change)
     with pytest.raises(ConfigError, match=match):
-        arguments(model, model.path, made(model_class="qwen2_vl"))
+        arguments(model, model.path, Choice(model_class="qwen2_vl"))
 
 
 def test_a_hub_name_keeps_its_revision():
     model = EvalModel(path="a/b", revision="x1")
-    told = arguments(model, "a/b", made(model_class="llava_hf"))[1]
+    told = arguments(model, "a/b", Choice(model_class="llava_hf", device="cpu"))[1]
     assert told == "pretrained=a/b,device=cpu,device_map=cpu,revision=x1,dtype=float32"
 
 
@@ -388,7 +392,7 @@ def results(doc, answers):
     return {"length": len(answers[0])}
 """)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    options = Options(tasks=("ours",), python=python, include=tasks, limit=2, device="cpu")
+    options = made(("ours",), python=python, include=tasks, limit=2)
     summary = evaluate(EvalModel(path=str(adapter)), tmp_path / "out", options)
     (metric,) = summary["metrics"]
     (file,) = (tmp_path / "out/lmms_eval").rglob("*_samples_ours.jsonl")
