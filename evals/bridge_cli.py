@@ -56,6 +56,12 @@ def lmms(
         data = apply_overrides(read_yaml(config), overrides or (), str(config))
         if not isinstance(data.get("model"), dict):
             raise ConfigError("has no `model` section", where=str(config))
+        if data["model"].get("engine", "local") == "server":
+            raise ConfigError(
+                "is a model behind a server, which is no checkpoint",
+                where=f"{config}, model",
+                fix="run lmms-eval by hand, with its class `openai`",
+            )
         asked = validate(data["model"], EvalModel, f"{config}, model")
     options = Options(
         tasks=tuple(task.strip() for task in tasks.split(",")),

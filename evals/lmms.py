@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evals.lmms_classes import Choice, arguments, class_of, plain
+from evals.lmms_classes import Choice, arguments, plain
 from mmalign.errors import ConfigError, MissingExtra, MmalignError
 from mmalign.store import write_atomically
 
@@ -190,7 +190,8 @@ def _checkpoint(model: EvalModel, output: Path, options: Options) -> str:
     if adapter is None:
         return str(Path(path).absolute()) if Path(path).is_dir() else path
     plain(str(output), "the output folder")
-    class_of(path, model, options.choice)  # Before merging, which takes minutes.
+    # What it cannot be given is told before merging, which takes minutes and uses the revision up.
+    arguments(model.model_copy(update={"revision": None}), path, options.choice)
     config = ModelConfig(
         path=path,
         adapter=adapter,
@@ -239,7 +240,7 @@ def _run(command: Sequence[str], output: Path) -> _Said:
                 if "Error during evaluation: " in plain:
                     error = plain.partition("Error during evaluation: ")[2].strip()
                     error = error.partition(" Please set `--verbosity=DEBUG`")[0].rstrip(".")
-                elif re.search(r"\| *ERROR +\|.* - Error .* in generating", plain):
+                elif plain.rstrip().endswith(" in generating"):  # Its message may have many lines.
                     num_failed += 1
         except KeyboardInterrupt:
             process.wait()  # The terminal told it too.

@@ -81,7 +81,7 @@ def arguments(model: EvalModel, checkpoint: str, choice: Choice) -> tuple[str, s
             where="model.quantization",
             fix="drop it; an adapter is then merged into floating-point weights",
         )
-    chosen = class_of(checkpoint, model, choice)
+    chosen = _class_of(checkpoint, model, choice)
     if (model.revision is not None and "revision" not in chosen.takes) and not _local(checkpoint):
         raise ConfigError(
             f"lmms-eval's {chosen.name} takes no revision, and would load another checkpoint",
@@ -130,7 +130,7 @@ def arguments(model: EvalModel, checkpoint: str, choice: Choice) -> tuple[str, s
     return chosen.name, ",".join(filter(None, parts)), left_out
 
 
-def class_of(checkpoint: str, model: EvalModel, choice: Choice) -> LmmsClass:
+def _class_of(checkpoint: str, model: EvalModel, choice: Choice) -> LmmsClass:
     """The class asked for, or that of the checkpoint's family. Raises ConfigError."""
     known = {one.name: one for one in CLASSES.values()}
     if choice.model_class is not None:

@@ -160,6 +160,15 @@ def test_an_adapter_is_merged_once(base, adapter, seen, tmp_path, by):
     assert (folder / "model.safetensors").stat().st_mtime_ns == written
 
 
+def test_what_is_refused_is_refused_before_merging(base, adapter, seen, tmp_path):
+    model = EvalModel.model_validate({"path": str(adapter), "quantization": {}})
+    with pytest.raises(ConfigError, match="no weights in 4 bits"):
+        evaluate(model, Path("out"), made())
+    with pytest.raises(ConfigError, match="the output folder cannot be handed to lmms-eval"):
+        evaluate(EvalModel(path=str(adapter)), Path("a,b"), made())
+    assert not list(tmp_path.rglob("merged*"))
+
+
 def weights(folder):
     from safetensors.torch import load_file
 
@@ -351,6 +360,7 @@ def test_the_verb(base, seen, tmp_path):
         (["recipe.yaml", "--adapter", "x"], "--adapter goes with --model"),
         (["recipe.yaml", "model.pth=x"], "did you mean"),
         (["recipe.yaml", "model=3"], "has no `model` section"),
+        (["recipe.yaml", "model.engine=server"], "is a model behind a server"),
     ):
         error = CliRunner().invoke(app, [*words, *more]).exception
         assert isinstance(error, ConfigError)
