@@ -133,7 +133,7 @@ def _sample(number: int, row: Row) -> dict[str, Any]:
     line = {
         "doc_id": number,
         "doc": doc,
-        "target": _text(row.get("label", row.get("truth", ""))),
+        "target": _text(_target(row)),
         "resps": None if row["answer"] is None else [row["answer"]],
         "filtered_resps": row["answer"],
         "token_counts": [{"output_tokens": row.get("num_tokens", 0)}],
@@ -166,9 +166,9 @@ def _vlmevalkit(run: _Run) -> dict[str, str]:
 
 def _predictions(items: Sequence[Row]) -> list[dict[str, str]]:
     """Rows of a prediction table. Its scorers of yes and no compare with a capital letter."""
-    labels = [row.get("label", row.get("truth", "")) for row in items]
-    if {label for label in map(_text, labels)} <= {"yes", "no"}:
-        labels = [label.capitalize() for label in labels]
+    labels = [_target(row) for row in items]
+    if {label for label in labels if isinstance(label, str)} <= {"yes", "no"}:
+        labels = [one.capitalize() if isinstance(one, str) else one for one in labels]
     rows: list[dict[str, str]] = []
     for row, label in zip(items, labels, strict=True):
         categories = [*row.get("categories", [row.get("category") or ""]), "", ""]
@@ -184,6 +184,12 @@ def _predictions(items: Sequence[Row]) -> list[dict[str, str]]:
             }
         )
     return rows
+
+
+def _target(row: Row) -> Any:
+    """The right answer or answers; what is there to see, where a description was asked for."""
+    label = row.get("label")
+    return row.get("truth", "") if label is None else label
 
 
 def _text(value: object) -> str:

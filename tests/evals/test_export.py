@@ -200,6 +200,17 @@ def test_several_right_answers_categories_and_soft_credit(recipe):
     assert line["doc"]["categories"] == ["animals", "pets", "all"]
 
 
+def test_questions_beside_descriptions(recipe):
+    row = {"id": "a", "image": "a.jpg", "prompt": "Is it?", "answer": "yes", "label": "yes"}
+    told = {"id": "b", "image": "b.jpg", "prompt": "Describe.", "answer": "A dog."}
+    told |= {"label": None, "truth": ["dog"]}
+    run = written(recipe, "both", [{**one, "num_tokens": 1} for one in (row, told)])
+    (path,) = export_run(run, "vlmevalkit", "out").written
+    assert pandas.read_csv(path, sep="\t")["answer"].tolist() == ["Yes", '["dog"]']
+    lines = export_run(run, "lmms-eval", "out").written[0].read_text().splitlines()
+    assert [json.loads(line)["target"] for line in lines] == ["yes", '["dog"]']
+
+
 def test_what_is_no_question_with_an_answer_is_left_out(recipe):
     run = written(recipe, "pairs", [{"id": "a", "image": "a.jpg", "answer": "0.1 against 0.2"}])
     with pytest.raises(DataError, match="nothing to export; got items of other are no questions"):
