@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import typer
+
+from evals.bridge_cli import add_to
+from evals.tables import print_table
 
 app = typer.Typer(
     help="Score a checkpoint on benchmarks, with intervals and paired tests.",
@@ -136,7 +138,7 @@ def compare(
             )
         )
     heads = ("suite", "metric", "a", "b", "b - a", "95% interval", "relative", "p", "test")
-    _print_table(heads + (("runs of a", "runs of b") if pool else ()), rows, num_left=2)
+    print_table(heads + (("runs of a", "runs of b") if pool else ()), rows, num_left=2)
 
 
 @app.command()
@@ -176,7 +178,7 @@ def power(
     ]
     found = f"needed for {points:g}"
     heads = ("suite", "metric", "items", "disagree on %", "design effect", found, "these find")
-    _print_table(heads, rows, num_left=2)
+    print_table(heads, rows, num_left=2)
 
 
 def _print_results(folder: Path) -> None:
@@ -193,7 +195,7 @@ def _print_results(folder: Path) -> None:
         for metric, value in suite["metrics"].items()
     ]
     typer.echo(f"{results['name']}: {results['model']}")
-    _print_table(("suite", "metric", "value", "95% interval", "items"), rows, num_left=2)
+    print_table(("suite", "metric", "value", "95% interval", "items"), rows, num_left=2)
     for suite in results["suites"]:
         if suite["num_missing"]:
             typer.echo(
@@ -215,23 +217,4 @@ def _range(metric: str, interval: Sequence[float], *, sign: str = "") -> str:
     return f"{_shown(metric, low, sign=sign)} to {_shown(metric, high, sign=sign)}"
 
 
-def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, num_left: int) -> None:
-    """A rich table on a terminal, aligned columns elsewhere; all but `num_left` right-aligned."""
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table()
-        for i, head in enumerate(heads):
-            table.add_column(head, justify="left" if i < num_left else "right")
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table)
-        return
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    for row in (heads, *rows):
-        cells = [
-            cell.ljust(width) if i < num_left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        typer.echo("  ".join(cells).rstrip())
+add_to(app)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
-
-from mmalign.errors import ModelError
 
 init_model = typer.Typer(rich_markup_mode=None, add_completion=False)
 merge = typer.Typer(rich_markup_mode=None, add_completion=False)
@@ -42,15 +38,10 @@ def _merge(
     output: Annotated[Path, typer.Argument(help="New folder for the whole model.")],
 ) -> None:
     """Merge a LoRA adapter into its base, in float32: an ordinary checkpoint to train on."""
-    from mmalign.models.load import ModelConfig, load_policy
+    from mmalign.models.load import ModelConfig
+    from mmalign.models.merge import merge_into
 
-    if output.exists() and any(output.iterdir()):
-        raise ModelError("is not empty", where=str(output), fix="choose a new folder")
-    # Whole or absent: a folder that is there can be trained on.
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    load_policy(ModelConfig(path=str(adapter))).save(partial)
-    os.replace(partial, output)
+    merge_into(ModelConfig(path=str(adapter)), output)
     typer.echo(output)
 
 

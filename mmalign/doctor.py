@@ -30,6 +30,7 @@ COSTS = {
     "decord": "no clips by backend=decord",
     "deepspeed": "no ZeRO-2 and ZeRO-3",
     "diffusers": "no diffusion models",
+    "lmms-eval": "no `mmalign eval lmms`, unless --python names an environment that has it",
     "math-verify": "no rewards or checks by verifier=math",
     "num2words": "no SmolVLM2",
     "openai": "no generators or judges behind a server",
