@@ -11,8 +11,10 @@ from evals.benchmarks.amber import Amber
 from evals.benchmarks.chair import Chair
 from evals.benchmarks.gqa import Gqa
 from evals.benchmarks.hallusion_bench import HallusionBench
+from evals.benchmarks.llava_bench import LlavaBench
 from evals.benchmarks.math_questions import MathVerse, MathVista
 from evals.benchmarks.mathvision import MathVision
+from evals.benchmarks.mm_vet import MmVet
 from evals.benchmarks.mmbench import MmBench
 from evals.benchmarks.mme import Mme
 from evals.benchmarks.mmhal import MmHal
@@ -44,6 +46,8 @@ AnyBenchmark = Annotated[
     | Chair
     | RewardBench
     | MmHal
+    | MmVet
+    | LlavaBench
     | VlRewardBench
     | MultimodalRewardBench
     | SafetyVlGuard

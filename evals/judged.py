@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import statistics
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -73,7 +74,7 @@ class JudgedBench(Asking):
         Raises ConfigError on a judge_prompt that cannot be read, lacks {answer} or has a place that
         the benchmark cannot fill.
         """
-        template, requests = self._template(), list[Request]()
+        template, requests = self.template(), list[Request]()
         for question in self.selected():
             answer = answers.get(question.id)
             if answer is None:
@@ -99,16 +100,20 @@ class JudgedBench(Asking):
         questions = self.selected()
         check_known(answers, {question.id for question in questions}, self.key)
         items = [
-            self._item(question, answers.get(question.id), judged.texts.get(question.id, []))
+            self.item(question, answers.get(question.id), judged.texts.get(question.id, []))
             for question in questions
         ]
         unjudged = sum(row["score_strict"] is None for row in items)
         suite = self.suite(items, self.metrics(items), unjudged)
-        scores = [row["scores_official"] for row in items if row["scores_official"]]
-        told = judged.told | (own_variance(scores) if scores else {})
-        return replace(suite, judge=told)
+        return replace(suite, judge=judged.told | own_variance(self.per_repeat(items)))
 
-    def _template(self) -> str:
+    def per_repeat(self, items: Sequence[Row]) -> list[float]:
+        """The benchmark's number by each of the judge's repeats, over the items that it judged."""
+        scores = [row["scores_official"] for row in items if row["scores_official"]]
+        return [statistics.fmean(column) for column in zip(*scores, strict=True)]
+
+    def template(self) -> str:
+        """What the judge is asked, with places. Raises ConfigError as verdict_requests does."""
         if self.judge_prompt is None:
             return self.default_prompt
         try:
@@ -142,7 +147,8 @@ class JudgedBench(Asking):
         # In one pass, so that an answer's own "{reference}" stays what it is.
         return _PLACE.sub(lambda place: values[place[1]], template)
 
-    def _item(self, question: Question, answer: str | None, replies: Sequence[str]) -> Row:
+    def item(self, question: Question, answer: str | None, replies: Sequence[str]) -> Row:
+        """The row of a question, from its answer and what the judge said of it in each repeat."""
         official, strict = (
             [self.read_verdict(question, reply, reading) for reply in replies]
             for reading in READINGS

@@ -199,14 +199,13 @@ class Judge:
         }
 
 
-def own_variance(scores: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """How far a judge's repeats lie apart: the mean over items of each, and their deviation.
+def own_variance(scores: Sequence[float]) -> dict[str, Any]:
+    """How far a judge's repeats lie apart: the benchmark's number by each, and their deviation.
 
-    scores: [items][repeats]. The standard deviation is that of the repeats' means, with n - 1.
+    The standard deviation has n - 1; None for a single repeat.
     """
-    means = [statistics.fmean(column) for column in zip(*scores, strict=True)]
-    spread = statistics.stdev(means) if len(means) > 1 else None
-    return {"scores": means, "standard_deviation": spread}
+    spread = statistics.stdev(scores) if len(scores) > 1 else None
+    return {"scores": list(scores), "standard_deviation": spread}
 
 
 def _read(path: Path) -> dict[str, Verdict]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
@@ -35,6 +37,58 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"path": str(folder / "base"), "reward_head": {"prompt": "{question} {response}"}}
     load_policy(validate(config, ModelConfig, "test model")).save(folder / "model")
     return folder / "model"
+
+
+@pytest.fixture
+def judged(tmp_path: Path, scripted) -> Callable[..., dict[str, Any]]:
+    """Evaluates one benchmark with a judge on a server, and returns what is told of its suite.
+
+    replies: what the judge says, by words of what it is asked; of a list, one at a time.
+    """
+    from evals.config import EvalRecipe
+    from evals.run import evaluate
+    from mmalign.config import validate
+    from mmalign.generate.base import Generation, Request, Sampling
+
+    class Told:
+        name = "told"
+
+        def __init__(self, answers: dict[str, str]) -> None:
+            self.answers = answers
+
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Generation]:
+            return [
+                Generation(id=one.id, text=self.answers[one.id], num_tokens=2, finished=True)
+                for one in requests
+            ]
+
+    def run(
+        benchmark: dict[str, Any],
+        answers: dict[str, str],
+        replies: dict[str, str | list[str]],
+        **judge: Any,
+    ) -> dict[str, Any]:
+        left = {key: [one] if isinstance(one, str) else list(one) for key, one in replies.items()}
+
+        def script(body: dict[str, Any], number: int) -> dict[str, Any]:
+            asked = body["messages"][-1]["content"]
+            waiting = left[next(key for key in left if key in asked)]
+            return {"text": waiting.pop(0) if len(waiting) > 1 else waiting[0]}
+
+        scripted.script = script
+        server = {"model": "judge-1", "base_url": scripted.url, "max_retries": 0}
+        data = {
+            "name": "base",
+            "model": {"path": "nothing"},
+            "output": str(tmp_path / "out"),
+            "benchmarks": [benchmark],
+            "judge": {"server": server, **judge},
+            "bootstrap_samples": 50,
+        }
+        done = evaluate(validate(data, EvalRecipe, "test"), Told(answers))
+        return json.loads((done / "results.json").read_text())["suites"][0]
+
+    return run
 
 
 @pytest.fixture(scope="session")
