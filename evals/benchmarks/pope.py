@@ -6,7 +6,7 @@ Two readings of every answer are reported, since their gap is a known source of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from pydantic import Field
 
 from evals.base import OverMedia, QuestionPrompt, Row, Suite, check_known, read_jsonl, text_field
 from evals.rules import Metric, Rules
+from evals.sources import read_rows
 from evals.stats import Ratio, mean, ratio
 from mmalign.answers import YesNo, yes_no
 from mmalign.errors import DataError
@@ -26,8 +27,8 @@ METHOD = "official: the released script's rule; strict: opens with yes or no, el
 class Pope(OverMedia):
     """One split of POPE, from a question file in its released format.
 
-    questions: JSON lines of question_id, image, text, label; of video in place of image where the
-    questions are about clips. images or videos: the folder of the pictures, or of the clips.
+    questions: JSON lines, or a list, of question_id, image, text, label; of video in place of image
+    where the questions are about clips. images or videos: the folder of either.
     prompt: what is asked, with the place of the question. limit: only the first so many questions.
     """
 
@@ -150,7 +151,7 @@ def read_questions(path: Path, medium: str = "image") -> list[Row]:
     that appears twice; and when there are no questions at all.
     """
     rows: dict[str, Row] = {}
-    for where, row in read_jsonl(path):
+    for where, row in _rows(path):
         if "question_id" not in row:
             raise DataError("field question_id is missing", where=where)
         number = str(row["question_id"])
@@ -167,6 +168,16 @@ def read_questions(path: Path, medium: str = "image") -> list[Row]:
     if not rows:
         raise DataError("holds no questions", where=str(path))
     return list(rows.values())
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Row]]:
+    """A row a line, as the files on COCO are; those on A-OKVQA and GQA are one list."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            is_list = file.read(1) == "["
+    except (OSError, UnicodeDecodeError):
+        is_list = False  # Told by what reads it.
+    return read_rows(path) if is_list else read_jsonl(path)
 
 
 def _read(question: Row, answer: str | None, medium: str) -> Row:

@@ -118,7 +118,7 @@ def llava_bench(root: Path) -> Settings:
     ask = {"question_id": 0, "image": "1.jpg", "text": "What?", "category": "conv"}
     return {
         "questions": _lines(root / "questions.jsonl", ask),
-        "contexts": _lines(root / "context.jsonl", {"image": "1.jpg", "caption": "A cat."}),
+        "context": _lines(root / "context.jsonl", {"image": "1.jpg", "caption": "A cat."}),
         "references": _lines(root / "answers.jsonl", {"question_id": 0, "text": "A cat."}),
         "images": root,
     }
@@ -288,6 +288,8 @@ FILES: dict[str, Callable[[Path], Settings]] = {
     "hallusion_bench": hallusion_bench,
     "mme": mme,
     "mmhal": mmhal,
+    "mm_vet": mm_vet,
+    "llava_bench": llava_bench,
     "reward_bench": reward_bench,
     "vl_reward_bench": vl_reward_bench,
     "multimodal_reward_bench": multimodal_reward_bench,

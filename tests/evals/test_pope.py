@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from evals.benchmarks.pope import Pope, official, score_answers_file
+from evals.benchmarks.pope import Pope, official, read_questions, score_answers_file
 from mmalign.errors import DataError
 
 NASTY = [
@@ -266,3 +266,15 @@ def test_answers_to_other_questions_are_refused(tmp_path):
 def test_prompt_needs_a_place_for_the_question(tmp_path):
     with pytest.raises(ValueError, match=r"no place for the \{question\}"):
         pope(questions(tmp_path, ["yes"]), prompt="Is there a dog?")
+
+
+def test_files_on_other_sources_are_one_list(tmp_path):
+    rows = [{"question_id": n, "image": "a.jpg", "text": "Dog?", "label": "no"} for n in (1, 2)]
+    (tmp_path / "list.json").write_text(json.dumps(rows, indent=2))
+    (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = read_questions(tmp_path / "list.json")
+    assert found == read_questions(tmp_path / "lines.json")
+    assert [row["id"] for row in found] == ["1", "2"]
+    (tmp_path / "bad.json").write_text(json.dumps([rows[0], rows[1] | {"label": "maybe"}]))
+    with pytest.raises(DataError, match=r"bad.json, row 2: label is wrong; got maybe"):
+        read_questions(tmp_path / "bad.json")
