@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from evals.base import Row
@@ -22,6 +22,10 @@ class Metric:
     better: Literal["lower", "higher"] | None = None
     percent: bool = True
     decimals: int = 1
+
+    def of(self, category: str) -> Metric:
+        """The same number of one category alone."""
+        return replace(self, key=f"{self.key}/{category}")
 
     def show(self, value: float, *, sign: bool = False) -> str:
         """The number in percent or as it is, rounded."""
@@ -87,8 +91,8 @@ class Rules:
     def tests(self, metrics: Mapping[str, Ratio]) -> dict[str, Test]:
         """The test of each of the metrics that is compared."""
         wanted: dict[str, Test] = self.compared or dict.fromkeys(metrics, "bootstrap")
-        extra = (one.key for one in (YES_RATIO, ANSWER_TOKENS) if one.key not in wanted)
-        wanted = wanted | dict.fromkeys(extra, "bootstrap")
+        for extra in (YES_RATIO, ANSWER_TOKENS):
+            wanted = {**wanted, extra.key: wanted.get(extra.key, "bootstrap")}
         return {name: test for name, test in wanted.items() if name in metrics}
 
     def pairs(

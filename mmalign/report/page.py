@@ -86,9 +86,16 @@ class Page:
         self._add("paragraph", text=text)
 
     def table(
-        self, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = ""
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        caption: str = "",
+        *,
+        folded: bool = False,
     ) -> None:
         """A table whose first column names the row; columns of numbers are right-aligned.
+
+        folded: whether it opens only when its caption is touched.
 
         Cells are str, numbers, Marked, or None, which shows as an en dash. A cell of several
         lines counts as a number when its first line is one.
@@ -99,7 +106,9 @@ class Page:
                 raise ValueError(f"row {index} has {len(row)} cells for {len(columns)} columns")
         numeric = [_is_numeric([row[i] for row in rows]) for i in range(len(columns))]
         cells = [[_shown(cell) for cell in row] for row in rows]
-        self._add("table", columns=columns, rows=cells, numeric=numeric, caption=caption)
+        self._add(
+            "table", columns=columns, rows=cells, numeric=numeric, caption=caption, folded=folded
+        )
 
     def figure(self, svg: str, caption: str = "") -> None:
         """A drawing. The SVG goes in as it is, so it must come from mmalign.report.figures."""

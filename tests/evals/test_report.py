@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from evals.report import ReportRecipe, collect, holm
 from evals.report_cli import app
-from evals.report_page import difference_tables, sentences, value_tables, write
+from evals.report_page import write
+from evals.report_tables import difference_tables, value_tables
+from evals.report_words import sentences
 from mmalign.config import load_config
 from mmalign.errors import ConfigError, DataError
 
