@@ -56,7 +56,7 @@ def model_card(report: Report) -> str:
 
 def plain(text: str) -> str:
     """Text as Markdown that shows it as it is, in one line: no markup, end of a cell or HTML."""
-    escaped = re.sub(r"([\\`*_{}\[\]()#|~$>!:@-])", r"\\\1", " ".join(text.split()))
+    escaped = re.sub(r"([\\`*_\[\]#|~$>:@-])", r"\\\1", " ".join(text.split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 

@@ -90,7 +90,8 @@ def add_changes(page: Page, report: Report) -> dict[str, dict[str, Changes]]:
             rows = {report.base.name: before, run.name: after}
             for word, ids in (("Fixed", found.fixed), ("Broke", found.broke)):
                 if chosen := evenly(ids, report.recipe.gallery // 2):
-                    page.gallery([_card(word, id, rows, pictures) for id in chosen])
+                    cards = [_card(word, id, rows, pictures) for id in chosen]
+                    page.gallery(cards, narrow=True)
     return made
 
 
@@ -98,7 +99,7 @@ def _begin(page: Page) -> None:
     page.heading("Fixed and broken answers")
     page.paragraph(
         "Fixed: wrong under base, right under the run. Broke: the other way round. Answers count "
-        "as the official reading has them. Those below are evenly spread over all: nobody chose them."
+        "as the official reading has them. Those below are evenly spread; nobody chose them."
     )
 
 

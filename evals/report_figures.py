@@ -98,8 +98,8 @@ def add_categories(page: Page, report: Report) -> None:
         }
         unit = ", %" if metric.percent else ""
         title = f"{suite_title(report.suites[key], metric)}{unit}"
-        better = "" if metric.better is None else f" {metric.better.capitalize()} is better."
-        page.figure(grouped_bars(names, series, title=title), f"{title}, by category.{better}")
+        better = "" if metric.better is None else f"{metric.better.capitalize()} is better."
+        page.figure(grouped_bars(names, series, title=title), better)
     for key, metric, names in found:
         grid = category_table(report, key, metric, names)
         page.table(grid.columns, grid.rows, grid.caption, folded=len(names) <= MOST_CATEGORIES)

@@ -63,12 +63,14 @@ def _page(report: Report) -> tuple[Page, dict[str, dict[str, Changes]]]:
         page.heading("All suites")
         page.paragraph(f"{_NUMBERS} {correction(report)}")
         _add(page, suite_table(report))
+        page.paragraph(_BESIDE)
     page.heading("Before and after")
     benchmarks = {suite["benchmark"] for suite in report.suites.values()}
     for meaning in [rules.meaning for name, rules in RULES.items() if name in benchmarks]:
         if meaning:
             page.paragraph(meaning)
-    page.paragraph(f"{_NUMBERS} {_BESIDE}")
+    if len(report.suites) == 1:
+        page.paragraph(f"{_NUMBERS} {_BESIDE}")
     if told := unanswered(report):
         page.paragraph(told)
     for grid in value_tables(report):

@@ -48,9 +48,9 @@ def suite_table(report: Report) -> Grid:
             _value_cell(run, key, metric, report.finding(run.name, key, metric.key))
             for run in report.runs
         ]
-        rows.append([suite_title(suite), column(metric), *cells])
+        rows.append([_suite_cell(suite, metric), *cells])
     names = [evaluation.name for evaluation in report.evaluations]
-    return Grid("Every suite by its best known measure", ["suite", "measure", *names], rows)
+    return Grid("Every suite by its best known measure", ["suite", *names], rows)
 
 
 def value_tables(report: Report) -> list[Grid]:
@@ -101,6 +101,13 @@ def category_table(report: Report, key: str, metric: Metric, categories: Sequenc
 def column(metric: Metric) -> str:
     """A measure's name with the arrow of its better way."""
     return metric.label + {"lower": "\u00a0↓", "higher": "\u00a0↑", None: ""}[metric.better]
+
+
+def _suite_cell(suite: Mapping[str, Any], metric: Metric) -> Cell:
+    title, whole = suite_title(suite), suite_title(suite, metric)
+    if not whole.startswith(f"{title} "):
+        return whole + column(metric).removeprefix(metric.label)
+    return Marked(((title, None), (f" {column(metric)}", "quiet")))
 
 
 def _value_cell(

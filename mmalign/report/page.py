@@ -118,9 +118,10 @@ class Page:
         """Verbatim text, folded away under its label."""
         self._add("code", text=text, label=label)
 
-    def gallery(self, cards: Sequence[Card]) -> None:
+    def gallery(self, cards: Sequence[Card], *, narrow: bool = False) -> None:
         """Pictures with the texts that belong to them, one card each.
 
+        narrow: whether cards stand side by side where there is room, for short texts.
         Raises ValueError for a picture that is not a data URI: the page must stand alone.
         """
         for card in cards:
@@ -128,7 +129,7 @@ class Page:
             for image in (*card.images, *frames):
                 if not image.startswith("data:image/"):
                     raise ValueError(f"card {card.title!r}: {image[:40]!r} is not a data URI")
-        self._add("gallery", cards=list(cards))
+        self._add("gallery", cards=list(cards), narrow=narrow)
 
     def html(self) -> str:
         """The whole document."""
