@@ -208,9 +208,15 @@ def _suite(
     }
 
 
+@pytest.fixture(scope="session")
+def suites_in() -> type[Suites]:
+    """Writes evaluations of any benchmark into a folder, from rows alone."""
+    return Suites
+
+
 @pytest.fixture
 def suites(tmp_path: Path) -> Suites:
-    """Evaluations of any benchmark, made from rows alone."""
+    """The same into the test's own folder."""
     return Suites(tmp_path)
 
 
