@@ -42,9 +42,10 @@ ANSWER_TOKENS = Metric("answer_tokens", "tokens", percent=False)
 def answer_tokens(items: Sequence[Row]) -> dict[str, Ratio]:
     """`answer_tokens`: the mean length of the answers that there are, where rows hold lengths.
 
-    A model that says less is wrong less often: read it beside every number.
+    A model that says less is wrong less often: read it beside every number. Rows of several
+    requests, such as the rewards of two responses, have no one answer, and no length.
     """
-    if not all("num_tokens" in row for row in items):
+    if any("num_tokens" not in row or "requests" in row for row in items):
         return {}
     there = [row["answer"] is not None for row in items]
     tokens = [row["num_tokens"] * had for row, had in zip(items, there, strict=True)]

@@ -155,6 +155,5 @@ RULES = Rules(
     same=("image", "question"),
     compared={"acc": "mcnemar", "acc_plus": "bootstrap"},
     shown=(Metric("acc", "Acc", "higher"), Metric("acc_plus", "Acc+", "higher")),
-    length=False,
     items="pairs",
 )
