@@ -32,6 +32,8 @@ Kind = Literal["bad", "good", "quiet", "strong"]
 # "0.31", "−12.5 %", "0.31 ± 0.02", "1,024", "p < 0.001", "0.003 *"
 _NUMBER = re.compile(r"(p\s*)?[<>≈~]?\s*[-+−±]?\s*\d[\d.,\s%±×+−e*-]*")
 _HERE = Path(__file__).parent
+# In order: what is said of phones and of paper comes last.
+_STYLES = ("style.css", "media.css")
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ class Page:
             undefined=jinja2.StrictUndefined,
         )
         environment.tests["marked"] = lambda value: isinstance(value, Marked)
-        style = Markup((_HERE / "style.css").read_text(encoding="utf-8"))
+        style = Markup("\n".join((_HERE / name).read_text(encoding="utf-8") for name in _STYLES))
         return environment.get_template("page.html").render(
             title=self.title, subtitle=self.subtitle, blocks=self._blocks, style=style
         )

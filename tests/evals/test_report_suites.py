@@ -201,7 +201,7 @@ def test_what_a_run_fixed_and_broke_is_counted_and_shown_with_pictures(suites):
     )
     cards = part.split("<article>")[1:]
     # Two of q002, q003, q004 and both of q000, q001.
-    titles = [re.search(r"<h3>(.*?)</h3>", card)[1] for card in cards]
+    titles = re.findall(r"<h3>(.*?)</h3>", part)
     assert titles == ["Fixed: q002", "Fixed: q003", "Broke: q000", "Broke: q001"]
     assert "<dt>base · wrong, read as B</dt>" in cards[0]
     assert '<mark class="bad">B. Since base sees it.</mark>' in cards[0]
