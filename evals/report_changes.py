@@ -18,17 +18,27 @@ MOST_TRUTHS = 5
 
 @dataclass(frozen=True)
 class Changes:
-    """What one run did to the questions that it and base both answered; ids are sorted."""
+    """What one run did to the questions that it and base both answered; ids are sorted.
+
+    Of answers to which a judge gave points, fixed are those that got more and broke those that got
+    fewer; then num_same is the rest, and nothing is right or wrong.
+    """
 
     fixed: list[str]
     broke: list[str]
-    num_right: int
-    num_wrong: int
+    num_right: int = 0
+    num_wrong: int = 0
+    num_same: int | None = None
 
     @property
     def counts(self) -> str:
         """How many of each, in words."""
         total = len(self.fixed) + len(self.broke) + self.num_right + self.num_wrong
+        if self.num_same is not None:
+            return (
+                f"of {total + self.num_same:,} answers that both gave, {len(self.fixed):,} got "
+                f"more points, {len(self.broke):,} fewer, {self.num_same:,} as many."
+            )
         return (
             f"of {total:,} questions that both answered, fixed {len(self.fixed):,}, broke "
             f"{len(self.broke):,}; {self.num_right:,} right under both, {self.num_wrong:,} under "
@@ -48,14 +58,30 @@ def right(row: Row) -> bool | None:
     return row["official"] == row["label"] if "official" in row else None
 
 
+def points(row: Row) -> float | None:
+    """What a judge gave an answer, by the official reading; None where no judge was asked."""
+    return row.get("score_official") if {"prompt", "label", "answer"} <= row.keys() else None
+
+
 def changes(base: Mapping[str, Row], run: Mapping[str, Row]) -> Changes | None:
     """Compare the answers to one suite's questions; None where it has none."""
+    answered = [
+        id
+        for id in sorted(base.keys() & run.keys())
+        if all(rows[id].get("answer") is not None for rows in (base, run))
+    ]
+    if any(points(row) is not None for row in base.values()):
+        moved = {id: (points(run[id]) or 0.0) - (points(base[id]) or 0.0) for id in answered}
+        return Changes(
+            fixed=[id for id in answered if moved[id] > 0],
+            broke=[id for id in answered if moved[id] < 0],
+            num_same=sum(by == 0 for by in moved.values()),
+        )
     if all(right(row) is None for row in base.values()):
         return None
     found: dict[tuple[bool | None, bool | None], list[str]] = {}
-    for id in sorted(base.keys() & run.keys()):
-        if base[id]["answer"] is not None and run[id]["answer"] is not None:
-            found.setdefault((right(base[id]), right(run[id])), []).append(id)
+    for id in answered:
+        found.setdefault((right(base[id]), right(run[id])), []).append(id)
     return Changes(
         fixed=found.get((False, True), []),
         broke=found.get((True, False), []),
@@ -88,7 +114,8 @@ def add_changes(page: Page, report: Report) -> dict[str, dict[str, Changes]]:
             where = f"{suite_title(suite)}, {run.name}"
             page.paragraph(Marked(((where, "strong"), (f": {found.counts}", None))))
             rows = {report.base.name: before, run.name: after}
-            for word, ids in (("Fixed", found.fixed), ("Broke", found.broke)):
+            words = ("Fixed", "Broke") if found.num_same is None else ("Better", "Worse")
+            for word, ids in zip(words, (found.fixed, found.broke), strict=True):
                 if chosen := evenly(ids, report.recipe.gallery // 2):
                     cards = [_card(word, id, rows, pictures) for id in chosen]
                     page.gallery(cards, narrow=True)
@@ -99,7 +126,8 @@ def _begin(page: Page) -> None:
     page.heading("Fixed and broken answers")
     page.paragraph(
         "Fixed: wrong under base, right under the run. Broke: the other way round. Answers count "
-        "as the official reading has them. Those below are evenly spread; nobody chose them."
+        "as the official reading has them; those that a judge gives points are better or worse. "
+        "Those below are evenly spread; nobody chose them."
     )
 
 
@@ -111,10 +139,12 @@ def _card(word: str, id: str, rows: Mapping[str, Mapping[str, Row]], pictures: P
     ]
     for name, of_run in rows.items():
         row = of_run[id]
-        was_right = right(row)
-        answer = Marked(
-            ((shortened(row["answer"], MOST_CHARS) or "(empty)", None if was_right else "bad"),)
-        )
+        said = shortened(row["answer"], MOST_CHARS) or "(empty)"
+        given, was_right = points(row), right(row)
+        if given is not None:
+            texts.append((f"{name} · {given:.3g} points", said))
+            continue
+        answer = Marked(((said, None if was_right else "bad"),))
         texts.append((f"{name} · {'right' if was_right else 'wrong'}{_reading(row)}", answer))
     seen = pictures.of(first)
     return Card(f"{word}: {id}", list(seen.images), texts, seen.note, strips=seen.strips)

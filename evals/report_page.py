@@ -135,11 +135,7 @@ def _results(report: Report, changed: Mapping[str, Mapping[str, Changes]]) -> di
             for e in report.evaluations
         },
         "changes": {
-            run: {
-                key: {"fixed": len(one.fixed), "broke": len(one.broke)}
-                | {"right": one.num_right, "wrong": one.num_wrong}
-                for key, one in of_run.items()
-            }
+            run: {key: _counted(one) for key, one in of_run.items()}
             for run, of_run in changed.items()
         },
         "comparisons": {
@@ -151,6 +147,13 @@ def _results(report: Report, changed: Mapping[str, Mapping[str, Changes]]) -> di
             for name, findings in report.findings.items()
         },
     }
+
+
+def _counted(changes: Changes) -> dict[str, int]:
+    counts = {"fixed": len(changes.fixed), "broke": len(changes.broke)}
+    if changes.num_same is not None:
+        return counts | {"same": changes.num_same}
+    return counts | {"right": changes.num_right, "wrong": changes.num_wrong}
 
 
 def _markdown(report: Report, changed: Mapping[str, Mapping[str, Changes]]) -> str:

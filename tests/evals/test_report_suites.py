@@ -243,6 +243,24 @@ def test_right_is_by_the_official_reading_and_of_soft_credit_the_half(suites):
     assert changes({"a": bare | {"label": None}}, {"a": bare | {"label": None}}) is None
 
 
+def test_answers_that_a_judge_gave_points_got_better_or_worse(suites):
+    for name, given in (("base", (1, 4, 3)), ("run", (6, 2.5, 3))):
+        rows = [
+            {k: v for k, v in suites.question(i, "ref", name).items() if "correct" not in k}
+            | {"score_official": one, "scores_official": [one], "scores_strict": [one]}
+            | {"score_strict": one}
+            for i, one in enumerate(given)
+        ]
+        suites.add(name, "mmhal", rows)
+    part = section(write(report(suites)).read_text(), "Fixed and broken answers")
+    assert "of 3 answers that both gave, 1 got more points, 1 fewer, 1 as many." in part
+    assert re.findall(r"<h3>(.*?)</h3>", part) == ["Better: q000", "Worse: q001"]
+    assert "<dt>base · 1 points</dt><dd>base</dd>" in part
+    assert "<dt>run · 2.5 points</dt><dd>run</dd>" in part
+    numbers = json.loads((suites.root / "out/results.json").read_text())
+    assert numbers["changes"]["run"]["mmhal"] == {"fixed": 1, "broke": 1, "same": 1}
+
+
 def test_pictures_inside_the_data_and_questions_of_words_alone(suites):
     rows = {
         name: [
