@@ -82,6 +82,11 @@ class Evaluation:
         low, high = finite(low), finite(high)
         return None if low is None or high is None else (low, high)
 
+    def reading(self, suite: str) -> dict[str, Any]:
+        """How the answers of one suite were read: in words, and by which judge if by any."""
+        known = self.suites.get(suite, {})
+        return {key: known[key] for key in ("method", "judge") if known.get(key)}
+
     def items(self, suite: str) -> dict[str, dict[str, Any]]:
         """The scored items of one suite, by id."""
         return read_items(self.folder, self.suites[suite])

@@ -136,7 +136,9 @@ def _evaluated(report: Report) -> list[str]:
             for key, value in (config.items() if isinstance(config, dict) else ())
             if key not in ("name", "output", "model")
         }
-        text = _yaml(_public(kept | {"versions": evaluation.results.get("versions", {})}))
+        read = {key: evaluation.reading(key) for key in report.suites if key in evaluation.suites}
+        kept |= {"read": read, "versions": evaluation.results.get("versions", {})}
+        text = _yaml(_public(kept))
         found.setdefault(text, []).append(evaluation.name)
     return [f"{plain(listed(names))}:\n\n{_fenced(text)}" for text, names in found.items()]
 

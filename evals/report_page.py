@@ -91,8 +91,8 @@ def _page(report: Report) -> tuple[Page, dict[str, dict[str, Changes]]]:
     add_samples(page, report)
     page.heading("How it was run")
     for evaluation in report.evaluations:
-        kept = {key: value for key, value in evaluation.results.items() if key != "suites"}
-        page.code(_yaml(kept), f"Evaluation of {evaluation.name}")
+        read = {key: evaluation.reading(key) for key in report.suites if key in evaluation.suites}
+        page.code(_yaml(evaluation.results | {"suites": read}), f"Evaluation of {evaluation.name}")
     for run in recipe.runs:
         if run.train and (run.train / "recipe.yaml").exists():
             text = (run.train / "recipe.yaml").read_text(encoding="utf-8")

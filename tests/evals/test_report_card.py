@@ -82,7 +82,9 @@ def test_it_says_what_was_compared_how_it_was_trained_and_how_evaluated(suites):
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)]
     assert blocks[0] == {"model": {"path": "llava"}, "loss": {"name": "rdpo", "beta": 0.1}}
     shared = asked | {"data": "mvbench.json"}
-    assert blocks[1:] == [{"seed": 7, "benchmarks": [shared], "versions": {"torch": "2.8"}}]
+    read = {"mvbench": {"method": "by hand"}}
+    told = {"seed": 7, "benchmarks": [shared], "read": read, "versions": {"torch": "2.8"}}
+    assert blocks[1:] == [told]
     assert "<p>base and run:</p>" in page
     assert "/home/me" not in card
 

@@ -279,6 +279,15 @@ def test_pictures_inside_the_data_and_questions_of_words_alone(suites):
     assert "<dt>right answer</dt><dd>A / a / b / c / d / …</dd>" in cards[2]
 
 
+def test_how_answers_were_read_and_who_judged_them_stands_with_the_configs(suites):
+    for name in ("base", "run"):
+        ask(suites, name, 20, judge={"model": "judge-7b"})
+    part = section(write(report(suites)).read_text(), "How it was run")
+    assert part.count("method: by hand") == 2
+    assert part.count("model: judge-7b") == 2
+    assert (suites.root / "out/model_card.md").read_text().count("model: judge-7b") == 1
+
+
 def test_long_answers_are_cut(suites):
     for name, said in (("base", "B"), ("run", "A")):
         row = suites.question(0, "A", said, answer=f"{said} " + "and so on " * 500)
