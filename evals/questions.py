@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from evals.base import QuestionPrompt, Row, Suite, check_known
-from evals.rules import Metric, Metrics, Rules, Test
+from evals.rules import YES_RATIO, Metric, Metrics, Rules, Test
 from evals.stats import Ratio, mean, ratio
 from mmalign.config import Strict
 from mmalign.errors import DataError
@@ -167,7 +167,7 @@ class QuestionBench(Asking):
         check_known(answers, {question.id for question in questions}, self.key)
         items = [self._item(question, answers.get(question.id)) for question in questions]
         unread = sum(row["strict"] is None for row in items)
-        return self.suite(items, self.metrics(items), unread)
+        return self.suite(items, _leaning(self.metrics(items), items), unread)
 
     def _item(self, question: Question, answer: str | None) -> Row:
         official, strict = (
@@ -240,9 +240,10 @@ def question_rules(
     """The rules of a benchmark of questions; its two accuracies, if nothing is said.
 
     McNemar's test is for answers that are right or wrong: name the bootstrap for soft credit.
+    Where all truths are yes or no, the yes ratio joins the metrics.
     """
     return Rules(
-        metrics=metrics,
+        metrics=lambda items: _leaning(metrics(items), items),
         read=("answer", "official", "strict", "correct_official", "correct_strict"),
         same=("label", "categories", "cluster", "group"),
         compared=compared or {"official/accuracy": "mcnemar", "strict/accuracy": "mcnemar"},
@@ -292,6 +293,22 @@ def by_category(items: Sequence[Row], name: str, whole: Ratio) -> dict[str, Rati
 def unparsed(items: Sequence[Row], reading: Reading = "strict") -> Ratio:
     """The share of questions whose answer the reading declined, or that have none."""
     return mean([row[reading] is None for row in items])
+
+
+def yes_ratio(items: Sequence[Row]) -> Ratio:
+    """The share of questions whose answer the official reading takes for yes.
+
+    Read it beside every accuracy on questions of yes and no: a model that learned to say one of
+    them moves it. A missing or unread answer is no yes.
+    """
+    return mean([row["official"] == "yes" for row in items])
+
+
+def _leaning(found: dict[str, Ratio], items: Sequence[Row]) -> dict[str, Ratio]:
+    """The metrics, with the yes ratio where all truths are yes or no."""
+    if YES_RATIO.key in found or not all(row["label"] in ("yes", "no") for row in items):
+        return found
+    return found | {YES_RATIO.key: yes_ratio(items)}
 
 
 def _weighted(

@@ -82,6 +82,11 @@ class Evaluation:
         low, high = finite(low), finite(high)
         return None if low is None or high is None else (low, high)
 
+    def reading(self, suite: str) -> dict[str, Any]:
+        """How the answers of one suite were read: in words, and by which judge if by any."""
+        known = self.suites.get(suite, {})
+        return {key: known[key] for key in ("method", "judge") if known.get(key)}
+
     def items(self, suite: str) -> dict[str, dict[str, Any]]:
         """The scored items of one suite, by id."""
         return read_items(self.folder, self.suites[suite])
@@ -127,6 +132,11 @@ class Report:
         """Base first, then the runs in the recipe's order."""
         return [self.base, *self.runs]
 
+    def finding(self, run: str, suite: str, metric: str) -> Finding | None:
+        """The test of one number of a run, if there was one."""
+        of_run = (f for f in self.findings.get(run, ()) if f.comparison.suite == suite)
+        return next((f for f in of_run if f.metric.key == metric), None)
+
 
 def collect(recipe: ReportRecipe) -> Report:
     """Read every directory of the recipe and run the paired tests.
@@ -164,9 +174,27 @@ def measures(suite: Mapping[str, Any]) -> tuple[Metric, ...]:
     if suite["benchmark"] == BENCHMARK:
         return _judge_metrics([*suite["metrics"]])
     known = RULES.get(suite["benchmark"])
-    if known is not None and known.shown:
-        return known.shown
-    return tuple(Metric(key, key, percent=False) for key in suite["metrics"])
+    if known is None:
+        return tuple(Metric(key, key, percent=False) for key in suite["metrics"])
+    return known.columns(suite["metrics"])
+
+
+def headline(suite: Mapping[str, Any]) -> Metric | None:
+    """The best known of the measures that the suite has."""
+    return next((one for one in measures(suite) if one.key in suite["metrics"]), None)
+
+
+def categories(suite: Mapping[str, Any]) -> dict[Metric, list[str]]:
+    """The measures that the suite has by category too, as `<measure>/<category>`."""
+    shown = {metric.key: metric for metric in measures(suite)}
+    found: dict[Metric, list[str]] = {}
+    for name in suite["metrics"]:
+        # Of two measures one of which begins like the other, the longer one's.
+        owners = [key for key in shown if name.startswith(f"{key}/")]
+        if owners and name not in shown:
+            key = max(owners, key=len)
+            found.setdefault(shown[key], []).append(name.removeprefix(f"{key}/"))
+    return found
 
 
 def suite_title(suite: Mapping[str, Any], metric: Metric | None = None) -> str:
@@ -184,8 +212,13 @@ def spread(items: Mapping[str, Mapping[str, Any]], count: int) -> tuple[list[str
     items: of each evaluation, by id. Also returns how many such items there are.
     """
     ids = sorted(set.intersection(*(set(rows) for rows in items.values())))
+    return evenly(ids, count), len(ids)
+
+
+def evenly(ids: Sequence[str], count: int) -> list[str]:
+    """Up to `count` of them, evenly spread, the first among them."""
     count = min(count, len(ids))
-    return [ids[number * len(ids) // count] for number in range(count)], len(ids)
+    return [ids[number * len(ids) // count] for number in range(count)]
 
 
 def finite(value: object) -> float | None:

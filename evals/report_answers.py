@@ -1,4 +1,4 @@
-"""The report's page of checked answers: accuracy by category, and some responses to read."""
+"""The report's page of checked answers: some responses to read."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evals.benchmarks.verifiable import BENCHMARK, BY_CATEGORY
-from evals.report import Evaluation, Report, finite, spread, suite_title
+from evals.benchmarks.verifiable import BENCHMARK
+from evals.report import Evaluation, Report, spread, suite_title
 from mmalign.errors import MmalignError
 from mmalign.media import open_image
 from mmalign.records import Verifiable
@@ -20,40 +20,22 @@ MOST_CHARS = 800
 
 
 def add_answers(page: Page, report: Report) -> None:
-    """For each suite of checked answers a table by category, and cards spread evenly."""
+    """For each suite of checked answers, cards spread evenly."""
     for key, suite in report.suites.items():
         shown = [e for e in report.evaluations if key in e.suites]
         if suite["benchmark"] != BENCHMARK:
             continue
-        page.heading(f"Answers: {suite_title(suite)}")
-        _add_categories(page, key, suite, shown)
         items = {e.name: e.items(key) for e in shown}
         chosen, total = spread(items, report.recipe.gallery)
         if not chosen:
             continue
+        page.heading(f"Answers: {suite_title(suite)}")
         page.paragraph(
             f"{len(chosen)} of {total:,} questions, spread evenly: nobody chose them. What a "
             "response got wrong, in its answer or in its form, stands beside its model."
         )
         records = _records(shown[0], key, chosen)
         page.gallery([_card(id, items, records) for id in chosen])
-
-
-def _add_categories(
-    page: Page, key: str, suite: Mapping[str, Any], shown: list[Evaluation]
-) -> None:
-    names = [name for name in suite["metrics"] if name.startswith(BY_CATEGORY)]
-    if not names:
-        return
-    rows: list[list[str | Marked | None]] = [
-        [name.removeprefix(BY_CATEGORY), *(_share(e.value(key, name)) for e in shown)]
-        for name in names
-    ]
-    page.table(["category", *(e.name for e in shown)], rows, "Accuracy by category, %")
-
-
-def _share(value: float | None) -> str | None:
-    return None if finite(value) is None else f"{100 * (value or 0.0):.1f}"
 
 
 def _records(

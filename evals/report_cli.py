@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 app = typer.Typer(
-    help="Compare evaluated models with their base: report.html, report.md, results.json.",
+    help="Compare evaluated models with their base: a page, Markdown, JSON, a model card's part.",
     rich_markup_mode=None,
     add_completion=False,
 )
@@ -22,14 +22,18 @@ def report(
 ) -> None:
     """Build the before/after report of a recipe and print its tables."""
     from evals.report import ReportRecipe, collect
-    from evals.report_page import sentences, value_tables, write
+    from evals.report_page import write
+    from evals.report_tables import suite_table, value_tables
+    from evals.report_words import sentences
     from mmalign.config import load_config
 
     found = collect(load_config(config, ReportRecipe, overrides or ()))
     path = write(found)
-    for grid in value_tables(found):
+    whole = [suite_table(found)] if len(found.suites) > 1 else []
+    for grid in [*whole, *value_tables(found)]:
         typer.echo(grid.markdown())
     for name, sentence in sentences(found).items():
         typer.echo(f"{name}: {sentence}\n")
     typer.echo(f"page     {path}")
+    typer.echo(f"card     {path.with_name('model_card.md')}")
     typer.echo(f"numbers  {path.with_name('results.json')}")

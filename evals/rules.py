@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from evals.base import Row
-from evals.stats import Ratio
+from evals.stats import Ratio, ratio
 
 Test = Literal["mcnemar", "bootstrap"]
 Metrics = Callable[[Sequence[Row]], dict[str, Ratio]]
@@ -23,12 +23,33 @@ class Metric:
     percent: bool = True
     decimals: int = 1
 
+    def of(self, category: str) -> Metric:
+        """The same number of one category alone."""
+        return replace(self, key=f"{self.key}/{category}")
+
     def show(self, value: float, *, sign: bool = False) -> str:
         """The number in percent or as it is, rounded."""
         # Adding 0.0 never leaves a "-0.0".
         rounded = round(100 * value if self.percent else value, self.decimals) + 0.0
         plus = "+" if sign and rounded else ""
         return f"{rounded:{plus}.{self.decimals}f}".replace("-", "−")
+
+
+YES_RATIO = Metric("yes_ratio", "yes ratio")
+ANSWER_TOKENS = Metric("answer_tokens", "tokens", percent=False)
+
+
+def answer_tokens(items: Sequence[Row]) -> dict[str, Ratio]:
+    """`answer_tokens`: the mean length of the answers that there are, where rows hold lengths.
+
+    A model that says less is wrong less often: read it beside every number. Rows of several
+    requests, such as the rewards of two responses, have no one answer, and no length.
+    """
+    if any("num_tokens" not in row or "requests" in row for row in items):
+        return {}
+    there = [row["answer"] is not None for row in items]
+    tokens = [row["num_tokens"] * had for row, had in zip(items, there, strict=True)]
+    return {ANSWER_TOKENS.key: ratio(tokens, there)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +61,11 @@ class Rules:
     those that a suite lacks are left out. Without it all of them, by the bootstrap. paired: metrics
     that take the items of both runs, as the values of either.
 
-    shown: the measures of the report's tables, best known first; without any, all numbers are.
-    items: what its rows are. meaning: what the measures say, for the report's readers.
+    shown: the measures of the report's tables, best known first; without any, all numbers are. The
+    yes ratio and the length of answers stand behind them, where there are such numbers.
+    length: whether answers are counted in tokens; not where they are no text, or the metrics have a
+    length of their own. items: what its rows are. meaning: what the measures say, for the report's
+    readers.
     """
 
     metrics: Metrics
@@ -50,19 +74,33 @@ class Rules:
     compared: dict[str, Test] | None = None
     paired: Callable[[Sequence[Row], Sequence[Row]], dict[str, tuple[Ratio, Ratio]]] | None = None
     shown: tuple[Metric, ...] = ()
+    length: bool = True
     items: str = "items"
     meaning: str = ""
 
+    def numbers(self, items: Sequence[Row]) -> dict[str, Ratio]:
+        """The metrics of rows as a run keeps them: the length of answers is among them."""
+        return self.metrics(items) | (answer_tokens(items) if self.length else {})
+
+    def columns(self, metrics: Collection[str]) -> tuple[Metric, ...]:
+        """What tables show, of a suite that has these metrics."""
+        shown = self.shown or tuple(Metric(key, key, percent=False) for key in metrics)
+        known = {metric.key for metric in shown}
+        extra = (one for one in (YES_RATIO, ANSWER_TOKENS) if one.key in {*metrics} - known)
+        return (*shown, *extra)
+
     def tests(self, metrics: Mapping[str, Ratio]) -> dict[str, Test]:
         """The test of each of the metrics that is compared."""
-        wanted = self.compared or dict.fromkeys(metrics, "bootstrap")
+        wanted: dict[str, Test] = self.compared or dict.fromkeys(metrics, "bootstrap")
+        for extra in (YES_RATIO, ANSWER_TOKENS):
+            wanted = {**wanted, extra.key: wanted.get(extra.key, "bootstrap")}
         return {name: test for name, test in wanted.items() if name in metrics}
 
     def pairs(
         self, a_items: Sequence[Row], b_items: Sequence[Row]
     ) -> Iterator[tuple[str, Test, Ratio, Ratio]]:
         """(metric, test, of a, of b) for all that is compared."""
-        a, b = self.metrics(a_items), self.metrics(b_items)
+        a, b = self.numbers(a_items), self.numbers(b_items)
         for name, test in self.tests(a).items():
             if name in b:
                 yield name, test, a[name], b[name]

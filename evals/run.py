@@ -26,6 +26,8 @@ from evals.config import EvalRecipe
 from evals.image_preference import ImagePreferenceRecipe
 from evals.judged import JudgedBench
 from evals.judging import Judge
+from evals.known import RULES
+from evals.rules import answer_tokens
 from evals.stats import intervals
 from mmalign.errors import DataError
 from mmalign.generate.base import Generation, Generator
@@ -107,7 +109,9 @@ def _finish(
         else:
             suite = benchmark.score(texts)
         items = [{**row, "num_tokens": _num_tokens(row, given)} for row in suite.items]
-        scored.append(dataclasses.replace(suite, items=items))
+        rules = RULES.get(suite.benchmark)
+        counted = answer_tokens(items) if rules is None or rules.length else {}
+        scored.append(dataclasses.replace(suite, items=items, metrics=suite.metrics | counted))
     return write_results(folder, recipe, model, scored)
 
 

@@ -32,7 +32,7 @@ def compare_pooled(
     """
     found: list[PooledComparison] = []
     for suite in matched([*a_dirs, *b_dirs]):
-        by_run = [suite.rules.metrics(items) for items in suite.items]
+        by_run = [suite.rules.numbers(items) for items in suite.items]
         for metric in suite.rules.tests(by_run[0]):
             if any(metric not in metrics for metrics in by_run):
                 continue

@@ -379,6 +379,7 @@ RULES = Rules(
         Metric("recall", "recall", "higher"),
         Metric("num_words", "words", percent=False),
     ),
+    length=False,
     items="pictures",
     meaning="CHAIR looks for objects in captions. CHAIR_i is the share of mentioned objects that "
     "are not in the picture, CHAIR_s the share of captions that mention such an object, recall "

@@ -292,6 +292,7 @@ RULES = Rules(
         Metric("recall", "recall", "higher"),
         Metric("num_words", "words", percent=False),
     ),
+    length=False,
     items="answers",
     meaning="Object HalBench looks for COCO's objects in answers. Of the answers that name one, "
     "responses that hallucinate are those that name one that is not in the picture; mentions "

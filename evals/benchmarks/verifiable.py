@@ -231,6 +231,7 @@ RULES = Rules(
         Metric("finished", "finished", "higher"),
         Metric("response_tokens", "tokens", percent=False),
     ),
+    length=False,
     items="questions",
     meaning="Answers were checked by the functions that reward rollouts. Accuracy is the "
     "share of right answers, in whatever form; format the share of responses that ended by "

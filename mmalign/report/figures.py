@@ -26,6 +26,8 @@ _VARIABLES = _INK | {color: f"var(--series-{i}, {color})" for i, color in enumer
 _DASHES = ("solid", (0, (6, 1.5)), (0, (1.5, 1)))
 _LEGEND_COLUMNS = 2
 _LABEL_LENGTH = 28
+# A value and its interval; None where there is no value.
+Bar = tuple[float, tuple[float, float] | None] | None
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -116,6 +118,48 @@ def bars_with_intervals(
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
         return _svg(figure, title or xlabel)
+
+
+def grouped_bars(
+    groups: Sequence[str],
+    series: Mapping[str, Sequence[Bar]],
+    *,
+    title: str,
+) -> str:
+    """Horizontal bars from zero, a bar of each series in every group, with intervals as whiskers.
+
+    groups: their names, top to bottom. series: of each name a bar per group, None where it has
+    none. Colours go by the order of the series.
+    """
+    height = 0.9 + len(groups) * (0.12 + 0.09 * len(series)) + 0.2 * _legend_rows(series)
+    with _axes(5.4, height, title) as (figure, axes):
+        thick = 0.8 / len(series)
+        reach = [0.0]
+        for index, (name, bars) in enumerate(series.items()):
+            color = _SERIES[index % len(_SERIES)]
+            rows = [row - 0.4 + thick * (index + 0.5) for row in range(len(bars))]
+            drawn = [(row, *bar) for row, bar in zip(rows, bars, strict=True) if bar is not None]
+            axes.barh(
+                [row for row, _, _ in drawn],
+                [value for _, value, _ in drawn],
+                height=0.9 * thick,
+                color=color,
+                alpha=0.75,
+                label=_plain(name),
+            )
+            for row, value, interval in drawn:
+                reach += [value, *(interval or ())]
+                if interval is not None:
+                    axes.plot(interval, (row, row), color="#010101", linewidth=0.9)
+        axes.set_yticks(range(len(groups)), [_plain(group) for group in groups])
+        axes.tick_params(axis="y", length=0)
+        axes.set_ylim(len(groups) - 0.5, -0.5)
+        axes.set_xlim(left=min(reach), right=1.03 * max(*reach, 1e-9))
+        axes.grid(axis="x")
+        axes.spines["left"].set_visible(False)
+        if len(series) > 1:
+            figure.legend(loc="outside lower left", ncols=_LEGEND_COLUMNS, handlelength=1.2)
+        return _svg(figure, title)
 
 
 def _legend_rows(series: Mapping[str, object]) -> int:

@@ -32,6 +32,8 @@ Kind = Literal["bad", "good", "quiet", "strong"]
 # "0.31", "−12.5 %", "0.31 ± 0.02", "1,024", "p < 0.001", "0.003 *"
 _NUMBER = re.compile(r"(p\s*)?[<>≈~]?\s*[-+−±]?\s*\d[\d.,\s%±×+−e*-]*")
 _HERE = Path(__file__).parent
+# In order: what is said of phones and of paper comes last.
+_STYLES = ("style.css", "media.css")
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,16 @@ class Page:
         self._add("paragraph", text=text)
 
     def table(
-        self, columns: Sequence[str], rows: Sequence[Sequence[object]], caption: str = ""
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        caption: str = "",
+        *,
+        folded: bool = False,
     ) -> None:
         """A table whose first column names the row; columns of numbers are right-aligned.
+
+        folded: whether it opens only when its caption is touched.
 
         Cells are str, numbers, Marked, or None, which shows as an en dash. A cell of several
         lines counts as a number when its first line is one.
@@ -99,7 +108,9 @@ class Page:
                 raise ValueError(f"row {index} has {len(row)} cells for {len(columns)} columns")
         numeric = [_is_numeric([row[i] for row in rows]) for i in range(len(columns))]
         cells = [[_shown(cell) for cell in row] for row in rows]
-        self._add("table", columns=columns, rows=cells, numeric=numeric, caption=caption)
+        self._add(
+            "table", columns=columns, rows=cells, numeric=numeric, caption=caption, folded=folded
+        )
 
     def figure(self, svg: str, caption: str = "") -> None:
         """A drawing. The SVG goes in as it is, so it must come from mmalign.report.figures."""
@@ -109,9 +120,10 @@ class Page:
         """Verbatim text, folded away under its label."""
         self._add("code", text=text, label=label)
 
-    def gallery(self, cards: Sequence[Card]) -> None:
+    def gallery(self, cards: Sequence[Card], *, narrow: bool = False) -> None:
         """Pictures with the texts that belong to them, one card each.
 
+        narrow: whether cards stand side by side where there is room, for short texts.
         Raises ValueError for a picture that is not a data URI: the page must stand alone.
         """
         for card in cards:
@@ -119,7 +131,7 @@ class Page:
             for image in (*card.images, *frames):
                 if not image.startswith("data:image/"):
                     raise ValueError(f"card {card.title!r}: {image[:40]!r} is not a data URI")
-        self._add("gallery", cards=list(cards))
+        self._add("gallery", cards=list(cards), narrow=narrow)
 
     def html(self) -> str:
         """The whole document."""
@@ -131,7 +143,7 @@ class Page:
             undefined=jinja2.StrictUndefined,
         )
         environment.tests["marked"] = lambda value: isinstance(value, Marked)
-        style = Markup((_HERE / "style.css").read_text(encoding="utf-8"))
+        style = Markup("\n".join((_HERE / name).read_text(encoding="utf-8") for name in _STYLES))
         return environment.get_template("page.html").render(
             title=self.title, subtitle=self.subtitle, blocks=self._blocks, style=style
         )

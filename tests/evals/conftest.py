@@ -11,6 +11,9 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+from evals.known import RULES
+from evals.stats import intervals
+
 OBJECTS = ["dog", "cat", "car", "chair", "cup", "bench", "bird", "boat", "clock", "kite"]
 WRITTEN = {"dog": "puppy", "bench": "park  bench"}  # Where a caption has its own words.
 COLOURS = ["#c0392b", "#2980b9", "#27ae60", "#f39c12", "#8e44ad", "#16a085"]
@@ -256,3 +259,61 @@ def _suite(
         "intervals": {name: [0.9 * value, 1.1 * value] for name, value in metrics.items()},
         "items": items,
     }
+
+
+@pytest.fixture(scope="session")
+def suites_in() -> type[Suites]:
+    """Writes evaluations of any benchmark into a folder, from rows alone."""
+    return Suites
+
+
+@pytest.fixture
+def suites(tmp_path: Path) -> Suites:
+    """The same into the test's own folder."""
+    return Suites(tmp_path)
+
+
+class Suites:
+    """Writes evaluation directories below `root` as `mmalign eval` does, from scored rows."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def add(self, name: str, benchmark: str, rows: list[dict[str, Any]], **about: Any) -> Path:
+        """One more suite of the evaluation `name`; about: fields of its entry, such as images."""
+        folder = self.root / name
+        (folder / "items").mkdir(parents=True, exist_ok=True)
+        path = folder / "results.json"
+        empty = {"name": name, "model": name, "fingerprint": name, "config": {}, "versions": {}}
+        results = json.loads(path.read_text()) if path.exists() else empty | {"suites": []}
+        metrics = RULES[benchmark].numbers(rows)
+        found = intervals(metrics, [row.get("cluster", row["id"]) for row in rows], samples=50)
+        key = about.get("key", benchmark)
+        (folder / f"items/{key}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        suite = {"key": key, "benchmark": benchmark, "split": None, "method": "by hand"}
+        suite |= {"num_items": len(rows), "num_unparsed": 0, "num_missing": 0}
+        suite["metrics"] = {k: metric.value for k, metric in metrics.items()}
+        suite |= {"intervals": found, "items": f"items/{key}.jsonl"} | about
+        results["suites"].append(suite)
+        path.write_text(json.dumps(results))
+        return folder
+
+    @staticmethod
+    def question(number: int, truth: str, said: str | None, **changes: Any) -> dict[str, Any]:
+        """The row of a question whose answer is read as what it says."""
+        right = said == truth
+        return {
+            "id": f"q{number:03d}",
+            "image": f"{number}.png",
+            "cluster": str(number),
+            "group": str(number),
+            "prompt": f"Question {number}?",
+            "categories": [],
+            "answer": said,
+            "label": truth,
+            "official": said,
+            "strict": said,
+            "correct_official": right,
+            "correct_strict": right,
+            "num_tokens": 0 if said is None else 2,
+        } | changes

@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 
-from evals.benchmarks.hallusion_bench import HallusionBench, metrics, official, score_verdicts_file
+from evals.benchmarks.hallusion_bench import (
+    RULES,
+    HallusionBench,
+    official,
+    score_verdicts_file,
+)
 from evals.config import EvalRecipe
 from mmalign.config import validate
 from mmalign.errors import DataError
@@ -106,7 +111,7 @@ def test_a_figure_counts_once_and_where_its_first_row_is(tmp_path: Path):
     assert figures.denominator.tolist() == [1, 0, 1, 0, 0, 1, 1]
     assert figures.numerator.tolist() == [1, 0, 0, 0, 0, 0, 0]
     # From rows alone, in any order.
-    shuffled = metrics(suite.items[::-1])
+    shuffled = RULES.metrics(suite.items[::-1])
     assert {name: one.value for name, one in shuffled.items()} == {
         name: one.value for name, one in suite.metrics.items()
     }

@@ -13,7 +13,9 @@ from PIL import Image
 from evals.compare import compare
 from evals.image_preference import ImagePreferenceRecipe, evaluate, win_rates
 from evals.report import ReportRecipe, collect
-from evals.report_page import sentences, value_tables, write
+from evals.report_page import write
+from evals.report_tables import value_tables
+from evals.report_words import sentences
 from mmalign.cli import run as command
 from mmalign.config import dump_yaml, validate
 from mmalign.diffusion.sampling import Draw

@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from evals.report import ReportRecipe, collect, holm
 from evals.report_cli import app
-from evals.report_page import difference_tables, sentences, value_tables, write
+from evals.report_page import write
+from evals.report_tables import difference_tables, value_tables
+from evals.report_words import sentences
 from mmalign.config import load_config
 from mmalign.errors import ConfigError, DataError
 
@@ -157,7 +159,7 @@ def test_gallery_marks_what_is_made_up_in_the_words_of_the_answer(evaluations, h
 
 
 def test_a_word_inside_the_name_of_another_object_is_not_marked(evaluations, tmp_path):
-    report = collect(recipe(evaluations, tmp_path, gallery=2))
+    report = collect(recipe(evaluations, tmp_path, gallery=2, suites=["chair"]))
     folder = tmp_path / "bears"
     (folder / "items").mkdir(parents=True)
     rows = [json.loads(line) for line in (evaluations / "base/items/chair.jsonl").open()]
@@ -173,10 +175,17 @@ def test_a_report_on_questions_alone_shows_right_and_wrong_answers(evaluations, 
     path = build_report(recipe(evaluations, tmp_path, suites=["pope-adversarial"], gallery=2))
     html = path.read_text()
     assert "CHAIR" not in html.split("How it was run</h2>")[0].split("<body>")[1]
-    fixed, broken = section(html, "Scenes").split("<article>")[1:]
-    assert "base · wrong" in fixed
-    assert "base · right" in broken
-    assert re.search(r"Is there a \w+ in the image\? \(right answer: (yes|no)\)", fixed)
+    # One of each for either run.
+    cards = section(html, "Fixed and broken answers").split("<article>")[1:]
+    assert [re.findall(r"(?:base|good|same) · \w+", card) for card in cards] == [
+        ["base · wrong", "good · right"],
+        ["base · right", "good · wrong"],
+        ["base · wrong", "same · right"],
+        ["base · right", "same · wrong"],
+    ]
+    assert re.search(r"<dd>Is there a \w+ in the image\?</dd>", cards[0])
+    assert re.search(r"<dt>right answer</dt><dd>(yes|no)</dd>", cards[0])
+    assert all(card.count("<img") == 1 for card in cards)
 
 
 def test_a_run_keeps_its_colour_in_figures_that_not_all_runs_are_in(evaluations, tmp_path):
@@ -201,7 +210,8 @@ def test_unanswered_pictures_are_counted_by_suite_and_model(evaluations, tmp_pat
     results = json.loads(json.dumps(report.base.results))
     results["suites"][0]["num_missing"] = 3
     page = write(replace(report, base=replace(report.base, results=results))).read_text()
-    assert "could not be read: 3 of CHAIR by base. POPE counts" in section(page, "Before and after")
+    told = section(page, "Before and after")
+    assert "could not be read: 3 of CHAIR by base. A question without an answer" in told
 
 
 def test_curves_cover_every_run(html):
@@ -253,7 +263,7 @@ def test_a_step_that_a_resumed_run_repeated_counts_once_as_it_went_last(evaluati
 
 def test_scenes_that_a_model_left_unanswered_are_not_called_fixed(evaluations, tmp_path, html):
     first = re.search(r"Fixed: (scene-\d+)", section(html, "Scenes"))[1]
-    report = collect(recipe(evaluations, tmp_path, gallery=6))
+    report = collect(recipe(evaluations, tmp_path, gallery=6, suites=["chair"]))
     folder = tmp_path / "silent"
     (folder / "items").mkdir(parents=True)
     rows = [json.loads(line) for line in (evaluations / "good/items/chair.jsonl").open()]
@@ -276,7 +286,7 @@ def test_configs_and_recipes_are_there_to_read(html):
 
 def test_the_same_directories_give_the_same_bytes(evaluations, built, tmp_path):
     again = build_report(recipe(evaluations, tmp_path, note="One seed."))
-    for name in ("report.html", "report.md", "results.json"):
+    for name in ("report.html", "report.md", "model_card.md", "results.json"):
         assert again.with_name(name).read_bytes() == built.with_name(name).read_bytes()
 
 

@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs a headless Chromium, and none is installed"),
 ]
 PHONE, DESK = 390, 1200
+HOSTILE = "<img src=x onerror='parent.ran=1'><script>parent.ran=1</script></style>"
 
 # The page in a frame of each width, measured from outside: the page itself runs no script.
 MEASURE = """
@@ -46,6 +47,7 @@ window.onload = () => {
       smallest: Math.min(...all("svg text").map((e) => e.getBoundingClientRect().height)),
       rows: all("tbody tr").map((row) => [...row.cells].map((cell) => cell.innerText)),
       closed: all("details").filter((e) => !e.open).length,
+      ran: window.ran ?? 0,
     };
   });
   document.querySelector("#measured").textContent = JSON.stringify(frames);
@@ -64,13 +66,24 @@ def chromium(profile: Path, url: Path, *options: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def page(evaluations, tmp_path_factory) -> Path:
+def page(evaluations, suites_in, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("report")
+    suites = suites_in(output)
+    for name, right in (("base", 10), ("good", 30), ("same", 12)):
+        shutil.copytree(evaluations / name, output / name)
+        rows = [
+            suites.question(
+                i, "A", "A" if i < right else "B", id=f"{'long' * 20}{i}", image=f"{i}-of-the-data",
+                answer=f"{HOSTILE} {'unbroken' * 40}", categories=[f"{HOSTILE} {i % 20}"],
+            )
+            for i in range(40)
+        ]  # fmt: skip
+        suites.add(name, "mvbench", rows)
     runs = [
-        {"name": name, "eval": evaluations / name, "train": evaluations / f"train-{name}"}
+        {"name": name, "eval": output / name, "train": evaluations / f"train-{name}"}
         for name in ("good", "same")
     ]
-    output = tmp_path_factory.mktemp("report")
-    settings = {"output": output, "base": evaluations / "base", "runs": runs, "gallery": 4}
+    settings = {"output": output / "out", "base": output / "base", "runs": runs, "gallery": 4}
     return write(collect(ReportRecipe.model_validate(settings)))
 
 
@@ -99,12 +112,12 @@ def test_nothing_runs_over_the_edge(measured, width):
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_pictures_load_and_drawings_have_room(measured, width):
-    assert len(measured[width]["images"]) == 4
-    for complete, natural, shown in measured[width]["images"]:
+    # Four scenes, and of POPE two fixed and two broken answers of either run.
+    assert [natural for _, natural, _ in measured[width]["images"]] == [288] * 4 + [192] * 8
+    for complete, _, shown in measured[width]["images"]:
         assert complete
-        assert natural == 288
         assert shown >= 150
-    assert len(measured[width]["figures"]) == 5
+    assert len(measured[width]["figures"]) == 6
     assert min(measured[width]["figures"]) >= 300
     assert measured[width]["smallest"] >= 9, "labels of a drawing are too small to read"
 
@@ -118,7 +131,13 @@ def test_tables_show_the_numbers(measured, evaluations):
         shown = [float(cell.split(" ± ")[0]) for cell in row[1:]]
         expected = [100 * chair[key] for key in ("chair_i", "chair_s", "recall")]
         assert shown == pytest.approx([*expected, chair["num_words"]], abs=0.051)
-    assert measured[DESK]["closed"] == 5
+    # Three evaluations, two recipes, and the numbers by category.
+    assert measured[DESK]["closed"] == 6
+
+
+@pytest.mark.parametrize("width", [PHONE, DESK])
+def test_what_a_model_says_is_never_run(measured, width):
+    assert measured[width]["ran"] == 0
 
 
 @pytest.mark.parametrize(
@@ -132,7 +151,7 @@ def test_tables_show_the_numbers(measured, evaluations):
 def test_it_is_painted(page, tmp_path, width, scheme, paper):
     shot = tmp_path / "shot.png"
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
-    size = f"--window-size={width},5200"
+    size = f"--window-size={width},12000"
     chromium(tmp_path / "profile", page, size, f"--screenshot={shot}", *dark)
     with Image.open(shot) as image:
         assert image.width == width

@@ -103,6 +103,8 @@ def test_results_hold_what_readers_rely_on(recipe, tmp_path):
     assert (pope["num_items"], chair["num_items"], chair["key"]) == (NUM_QUESTIONS, 12, "chair")
     assert pope["images"] == str(tmp_path / "p")
     assert list(chair["metrics"]) == ["chair_i", "chair_s", "recall", "num_words", "mentions"]
+    tokens = [row["num_tokens"] for row in read_lines(folder / pope["items"])]
+    assert pope["metrics"]["answer_tokens"] == pytest.approx(sum(tokens) / NUM_QUESTIONS)
     for suite in results["suites"]:
         assert suite["metrics"].keys() == suite["intervals"].keys()
         for name, (low, high) in suite["intervals"].items():
@@ -324,7 +326,7 @@ def two_runs(recipe):
 def test_compare_by_hand(recipe):
     a, b = two_runs(recipe)
     found = {(one.suite, one.metric): one for one in compare(a, b, samples=499)}
-    assert len(found) == 7
+    assert len(found) == 8
     b_rows = read_lines(b / "items/pope-adversarial.jsonl")
     # a says no to all: right on the 15 even questions.
     gained = sum(row["correct_official"] for row in b_rows if row["label"] == "yes")
@@ -338,6 +340,9 @@ def test_compare_by_hand(recipe):
     f1 = found["pope-adversarial", "official/f1"]
     assert (f1.a, f1.relative, f1.relative_interval, f1.test) == (0.0, None, None, "bootstrap")
     assert f1.p_value == pytest.approx(2 / 500)
+    length = found["pope-adversarial", "answer_tokens"]
+    assert length.b == pytest.approx(sum(row["num_tokens"] for row in b_rows) / 30)
+    assert length.test == "bootstrap"
     words = found["chair", "num_words"]
     b_rows = read_lines(b / "items/chair.jsonl")
     assert words.a == 1.0
