@@ -20,7 +20,7 @@ from mmalign.clips import Clip
 from mmalign.engines import Deferred
 from mmalign.errors import ConfigError, DataError, MediaError, MmalignError, ModelError
 from mmalign.generate.base import Generation, Generator, Request, Sampling
-from mmalign.generate.server import Unanswered
+from mmalign.generate.server import Unanswered, with_ledger
 from mmalign.media import media_key
 from mmalign.records import Media
 
@@ -160,7 +160,7 @@ def keys_of(benchmark: AnyBench, requests: Sequence[Request], fingerprint: str) 
 
 def _load(recipe: EvalRecipe) -> Generator:
     if not isinstance(recipe.model, EvalModel):
-        return recipe.model.load()
+        return with_ledger(recipe.model, recipe.output / "server.jsonl").load()
     from mmalign.generate.local import LocalGenerator
     from mmalign.models.load import ModelConfig
 

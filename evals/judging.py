@@ -1,7 +1,8 @@
 """Have a language model on a server judge answers, each verdict kept by all that led to it.
 
 runs/eval/base/
-  verdicts.jsonl     every reply of the judge, appended as it comes
+  judge.jsonl        every reply of the judge, as it comes, unless the server has a ledger
+  verdicts.jsonl     what was judged by which of them
 
 A verdict is found again by the judge's model and settings, the words and pictures that it was
 shown, and its number: scoring anew asks for nothing that is there. The judge is asked `repeats`
@@ -25,7 +26,7 @@ from mmalign import log
 from mmalign.config import Strict
 from mmalign.errors import DataError, MmalignError
 from mmalign.generate.base import Generation, Generator, Request, Sampling
-from mmalign.generate.server import ServerConfig, Unanswered
+from mmalign.generate.server import ServerConfig, Unanswered, with_ledger
 from mmalign.media import media_key
 from mmalign.records import Media
 from mmalign.store import write_atomically
@@ -94,7 +95,8 @@ class Judge:
 
     def open(self) -> None:
         """Make sure that the judge can be asked. Raises ModelError, such as without its key."""
-        self._generator = self._generator or self.config.server.load()
+        server = with_ledger(self.config.server, self.path.with_name("judge.jsonl"))
+        self._generator = self._generator or server.load()
 
     def judge(self, benchmark: str, requests: Sequence[Request], holds: Holds) -> Judged:
         """Verdicts on what each request asks, `repeats` times.

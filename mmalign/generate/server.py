@@ -126,6 +126,11 @@ class ServerConfig(Strict):
         )
 
 
+def with_ledger(config: ServerConfig, ledger: Path) -> ServerConfig:
+    """The same with this ledger, unless it has one: what was paid for outlives a crash."""
+    return config if config.ledger is not None else config.model_copy(update={"ledger": ledger})
+
+
 class BudgetReached(ModelError):
     """A cap was reached; what was answered is in the ledger."""
 

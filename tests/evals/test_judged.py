@@ -181,6 +181,17 @@ def test_a_server_that_falls_silent_keeps_what_it_said(tmp_path: Path, scripted)
     assert results(done)["metrics"]["official/points"] == 5
 
 
+def test_what_a_judge_said_before_it_refused_is_not_paid_for_twice(tmp_path: Path, scripted):
+    scripted.script = lambda body, n: {"text": "Rating: 5"} if n == 1 else {"status": 401}
+    with pytest.raises(ModelError, match="status 401"):
+        evaluate(recipe(tmp_path, scripted.url, server={"concurrency": 1}), Told(ANSWERS))
+    asked = len(scripted.bodies)
+    scripted.script = lambda body, number: {"text": "Rating: 5"}
+    done = evaluate(recipe(tmp_path, scripted.url), Told(ANSWERS))
+    assert results(done)["metrics"]["official/points"] == 5
+    assert len(scripted.bodies) == asked + 2
+
+
 def test_the_answer_stands_between_marks_that_it_cannot_know(tmp_path: Path):
     bench = MmHal(data=str(data(tmp_path)), images=tmp_path)
     asked = {one.id: one.prompt[0].content[-1].text for one in bench.verdict_requests(ANSWERS)}
