@@ -26,11 +26,13 @@ from evals.benchmarks.reward_bench import RewardBench
 from evals.benchmarks.safety_bench import SafetyJailbreak, SafetyVlGuard
 from evals.benchmarks.science_qa import ScienceQa
 from evals.benchmarks.tempcompass import TempCompass
+from evals.benchmarks.tempcompass_captioning import TempCompassCaptioning
 from evals.benchmarks.verifiable import VerifiableBench
 from evals.benchmarks.video_choices import LongVideoBench, Mlvu, MvBench, TvBench
 from evals.benchmarks.video_hallucer import VideoHallucer
 from evals.benchmarks.videomme import VideoMme
 from evals.benchmarks.vidhalluc import VidHallucBinary, VidHallucChoice, VidHallucOrder
+from evals.benchmarks.vidhalluc_scenes import VidHallucScenes
 from evals.benchmarks.vl_reward_bench import VlRewardBench
 from evals.benchmarks.vqa import TextVqa, VizWiz, VqaV2
 from evals.judged import JudgedBench
@@ -57,7 +59,9 @@ AnyBenchmark = Annotated[
     | VidHallucBinary
     | VidHallucChoice
     | VidHallucOrder
+    | VidHallucScenes
     | TempCompass
+    | TempCompassCaptioning
     | TvBench
     | MvBench
     | Mlvu

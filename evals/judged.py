@@ -38,11 +38,10 @@ _PLACE = re.compile(r"\{([a-z_]+)\}")
 class JudgedBench(Asking):
     """What benchmarks with a judge have in common.
 
-    images: the folder of the pictures. judge_prompt: a text file in place of the default prompt,
-    with {question}, {reference}, {answer} and the benchmark's other places.
+    judge_prompt: a text file in place of the default prompt, with {question}, {reference}, {answer}
+    and the benchmark's other places.
     """
 
-    images: Path | None = None
     judge_prompt: Path | None = None
     max_new_tokens: int = Field(default=1024, ge=1)
 
@@ -58,11 +57,6 @@ class JudgedBench(Asking):
     @abstractmethod
     def metrics(self, items: Sequence[Row]) -> dict[str, Ratio]:
         """The benchmark's numbers, from rows alone."""
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder of the pictures."""
-        return self.images
 
     def shows_pictures(self, question: Question) -> bool:
         """Whether the judge sees the question's pictures."""
@@ -166,6 +160,17 @@ class JudgedBench(Asking):
             "score_official": sum(counted) / len(counted) if counted else self.unread,
             "score_strict": sum(read) / len(read) if read else None,
         }
+
+
+class JudgedPictures(JudgedBench):
+    """Judged questions about pictures. images: their folder, where the data does not hold them."""
+
+    images: Path | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of the pictures."""
+        return self.images
 
 
 JUDGED_ROW = ("answer", "scores_official", "score_official", "score_strict")

@@ -163,11 +163,14 @@ class QuestionBench(Asking):
 
     def score(self, answers: Mapping[str, str]) -> Suite:
         """Score answers by question id; a missing one is wrong under both readings."""
-        questions = self.selected()
-        check_known(answers, {question.id for question in questions}, self.key)
-        items = [self._item(question, answers.get(question.id)) for question in questions]
+        items = self.items_of(self.selected(), answers)
         unread = sum(row["strict"] is None for row in items)
         return self.suite(items, _leaning(self.metrics(items), items), unread)
+
+    def items_of(self, questions: Sequence[Question], answers: Mapping[str, str]) -> list[Row]:
+        """The questions' rows, in their order. Raises DataError on answers to others."""
+        check_known(answers, {question.id for question in questions}, self.key)
+        return [self._item(question, answers.get(question.id)) for question in questions]
 
     def _item(self, question: Question, answer: str | None) -> Row:
         official, strict = (

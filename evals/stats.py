@@ -1,13 +1,13 @@
 """How sure a score is: bootstrap intervals, and paired tests between two models.
 
-Every metric here is a ratio of two sums over items (accuracy, F1, CHAIR, recall), or a weighted sum
-of such ratios, so one resampling serves them all. Items that share a picture are drawn together:
-their errors are not independent.
+Every metric here is a ratio of two sums over items (accuracy, F1, CHAIR, recall), or a function of
+such ratios, so one resampling serves them all. Items that share a picture are drawn together: their
+errors are not independent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,19 +22,23 @@ Interval = tuple[float, float]
 _CHUNK = 1_000_000
 
 
+def _only(ratios: Array) -> Array:
+    """The value of the one ratio that there is, [..., 1] to [...]."""
+    return ratios[..., 0]
+
+
 @dataclass(frozen=True, eq=False)
 class Ratio:
     """A metric as sum(numerator) / sum(denominator) over items; 0.0 where the denominator is 0.
 
-    numerator, denominator: [N] float64, one entry per item. A weighted sum of K ratios has a
-    column for each, [N, K], their weights, and what is added to all (`weighted_sum`).
+    numerator, denominator: [N] float64, one entry per item. A function of K ratios (`combined`)
+    has a column for each, [N, K]; function: takes the ratios, [..., K], to the metric, [...].
     Example: F1 is Ratio(2 * tp, 2 * tp + fp + fn).
     """
 
     numerator: Array
     denominator: Array
-    weights: tuple[float, ...] = (1.0,)
-    constant: float = 0.0
+    function: Callable[[Array], Array] = _only
 
     @property
     def value(self) -> float:
@@ -49,8 +53,8 @@ class Ratio:
 
     def of_sums(self, sums: Array) -> Array:
         """The metric from the sums of its columns, [..., 2 K] to [...]."""
-        k = len(self.weights)
-        return self.constant + _divide(sums[..., :k], sums[..., k:]) @ np.array(self.weights)
+        numerators, denominators = np.split(sums, 2, axis=-1)
+        return self.function(_divide(numerators, denominators))
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Ratio:
@@ -64,18 +68,51 @@ def mean(values: ArrayLike) -> Ratio:
     return Ratio(values, np.ones_like(values))
 
 
+def combined(function: Callable[..., Array], parts: Sequence[Ratio]) -> Ratio:
+    """function(part_1, part_2, ...) over the same items, each part drawn anew in a draw.
+
+    function: of arrays of one shape, entry by entry. Intervals are quantiles of its values over
+    the draws, so that it need not be linear; they are to be trusted where it is smooth.
+    Example: the geometric mean of two ratios is combined(lambda a, b: np.sqrt(a * b), [a, b]).
+    """
+    ends = np.cumsum([part.columns.shape[1] // 2 for part in parts])[:-1]
+
+    def whole(ratios: Array) -> Array:
+        own = np.split(ratios, ends, axis=-1)
+        return function(*(part.function(one) for part, one in zip(parts, own, strict=True)))
+
+    return Ratio(
+        np.column_stack([part.numerator for part in parts]),
+        np.column_stack([part.denominator for part in parts]),
+        whole,
+    )
+
+
 def weighted_sum(parts: Sequence[tuple[float, Ratio]], constant: float = 0.0) -> Ratio:
-    """constant + sum_k weight_k ratio_k, over the same items; each ratio is drawn anew in a draw.
+    """constant + sum_k weight_k part_k, over the same items.
 
     Example: AMBER's score is weighted_sum([(-0.5, chair), (0.5, f1)], 0.5).
     """
-    weights = tuple(weight * inner for weight, part in parts for inner in part.weights)
-    return Ratio(
-        np.column_stack([part.numerator for _, part in parts]),
-        np.column_stack([part.denominator for _, part in parts]),
-        weights,
-        constant + sum(weight * part.constant for weight, part in parts),
-    )
+    weights = [weight for weight, _ in parts]
+
+    def total(*values: Array) -> Array:
+        return constant + np.stack(values, axis=-1) @ np.array(weights)
+
+    return combined(total, [part for _, part in parts])
+
+
+def matthews(tp: Ratio, fp: Ratio, fn: Ratio, tn: Ratio) -> Ratio:
+    """Matthews' correlation of a prediction with the truth, from its counts or shares.
+
+    (tp tn - fp fn) / sqrt((tp + fp) (tp + fn) (tn + fp) (tn + fn)), from -1 to 1; 0 where either
+    is the same for all items, as in scikit-learn.
+    """
+    return combined(_matthews, [tp, fp, fn, tn])
+
+
+def _matthews(tp: Array, fp: Array, fn: Array, tn: Array) -> Array:
+    spread = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+    return _divide(tp * tn - fp * fn, np.sqrt(spread))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +204,7 @@ def pooled(runs: Sequence[Ratio]) -> Ratio:
     """The metric of several runs over the same items: the ratio of their sums."""
     numerator = np.sum([one.numerator for one in runs], axis=0)
     denominator = np.sum([one.denominator for one in runs], axis=0)
-    return Ratio(numerator, denominator, runs[0].weights, runs[0].constant)
+    return Ratio(numerator, denominator, runs[0].function)
 
 
 def mcnemar(a_correct: ArrayLike, b_correct: ArrayLike) -> float:

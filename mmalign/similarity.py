@@ -73,6 +73,56 @@ class SentenceSimilarity:
         return [float(vectors[row[x]] @ vectors[row[y]]) for x, y in zip(a, b, strict=True)]
 
 
+class FirstTokenSimilarity:
+    """Cosine of what an encoder makes of a text's first token, [CLS] or <s>, in float32.
+
+    SimCSE's models are read so. Takes any encoder of transformers; texts are cut where its
+    positions end.
+    """
+
+    def __init__(self, model: str, *, device: str = "cpu", batch_size: int = 64) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        self.name = f"first_token:{model}"
+        self._batch_size, self._device = batch_size, device
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(model)
+            encoder = AutoModel.from_pretrained(model, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"encoder cannot be loaded ({_first_line(error)})",
+                where=model,
+                wanted="a transformers name or folder",
+            ) from None
+        self._encoder = encoder.to(device).eval()
+        # RoBERTa's positions begin at 2.
+        positions = getattr(encoder.config, "max_position_embeddings", 512) - 2
+        self._max_tokens = min(self._tokenizer.model_max_length, positions)
+
+    def __call__(self, a: list[str], b: list[str]) -> list[float]:
+        """Cosine of each pair."""
+        import torch
+
+        if len(a) != len(b):
+            raise ValueError(f"{len(a)} texts against {len(b)}")
+        vectors: dict[str, torch.Tensor] = {}
+        texts = list(dict.fromkeys([*a, *b]))
+        for start in range(0, len(texts), self._batch_size):
+            batch = texts[start : start + self._batch_size]
+            inputs = self._tokenizer(
+                batch,
+                padding=True,
+                truncation=True,
+                max_length=self._max_tokens,
+                return_tensors="pt",
+            ).to(self._device)
+            with torch.inference_mode():
+                first = self._encoder(**inputs).last_hidden_state[:, 0]
+            vectors |= zip(batch, torch.nn.functional.normalize(first, dim=-1).cpu(), strict=True)
+        return [float(vectors[x] @ vectors[y]) for x, y in zip(a, b, strict=True)]
+
+
 class SentenceMeasure(Strict):
     """Cosine of sentence embeddings.
 
@@ -86,6 +136,20 @@ class SentenceMeasure(Strict):
     def load(self) -> TextSimilarity:
         """Load the encoder."""
         return SentenceSimilarity(str(bundled_minilm()) if self.model == "bundled" else self.model)
+
+
+class FirstTokenMeasure(Strict):
+    """Cosine of an encoder's first tokens, on the processor.
+
+    `model` is a transformers name or folder.
+    """
+
+    name: Literal["first_token"] = "first_token"
+    model: str = "princeton-nlp/sup-simcse-roberta-large"
+
+    def load(self) -> TextSimilarity:
+        """Load the encoder."""
+        return FirstTokenSimilarity(self.model)
 
 
 class OverlapMeasure(Strict):

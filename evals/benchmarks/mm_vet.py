@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from evals.base import Row, text_field
-from evals.judged import JUDGED_ROW, JudgedBench, disagreement, score_of, unjudged
+from evals.judged import JUDGED_ROW, JudgedPictures, disagreement, score_of, unjudged
 from evals.questions import READINGS, Question, Reading
 from evals.rules import Metric, Rules
 from evals.sources import of_kind, read_json
@@ -36,7 +36,7 @@ from mmalign.records import Media
 _NUMBER_LINE = re.compile(r"^[ \t]*(\d+(?:\.\d+)?)[ \t]*$", re.MULTILINE)
 
 
-class MmVet(JudgedBench):
+class MmVet(JudgedPictures):
     """data: the released mm-vet.json, by id: imagename, question, answer, capability.
 
     images: the folder of its pictures. judge_prompt has the usual places; the released prompt ends

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from evals.base import Row, text_field
-from evals.judged import JUDGED_ROW, JudgedBench, disagreement, score_of, unjudged
+from evals.judged import JUDGED_ROW, JudgedPictures, disagreement, score_of, unjudged
 from evals.questions import READINGS, Question, Reading
 from evals.rules import Metric, Rules
 from evals.sources import media_of, of_kind, read_rows
@@ -32,7 +32,7 @@ POINTS = range(7)
 _LINE = re.compile(r"^\W*rating\W+([0-6])\b", re.IGNORECASE | re.MULTILINE)
 
 
-class MmHal(JudgedBench):
+class MmHal(JudgedPictures):
     """data: the released response_template.json (image_id, image_src, image_content, question,
     question_type, gt_answer). images: the folder of its pictures, by the names of image_src.
 

@@ -6,7 +6,7 @@ tasks' accuracies, as papers report it, and `/<task>` and `/<aspect>` have each 
 The released scripts match answers by rule, and ask a language model where the rule fails.
 `official` is their rule alone, as with their switch `disable_llm`: what it does not match is
 wrong, and `match_rate` says how much it matched. With a judge the released number is higher, by
-whatever the judge lets pass. The fourth task, captioning, is judged only, and is left out.
+whatever the judge lets pass. The fourth task is evals.benchmarks.tempcompass_captioning.
 
     multi-choice      A to D alone, or first and followed by "." or ")"
     yes_no            how the answer begins: "Not sure" begins with no
@@ -118,7 +118,7 @@ def _task(task: Task, file: Path) -> list[Question]:
             for number, row in enumerate(of_kind(asked, list, where), start=1):
                 here = f"{where}, question {number}"
                 text = text_field(of_kind(row, dict, here), "question", here)
-                truth, options = _truth(task, text, text_field(row, "answer", here), here)
+                truth, options = truth_of(task, text, text_field(row, "answer", here), here)
                 questions.append(
                     Question(
                         id=f"{task}/{clip}/{aspect}/{number}",
@@ -133,7 +133,7 @@ def _task(task: Task, file: Path) -> list[Question]:
     return questions
 
 
-def _truth(task: Task, text: str, answer: str, where: str) -> tuple[str, dict[str, str]]:
+def truth_of(task: Task, text: str, answer: str, where: str) -> tuple[str, dict[str, str]]:
     """The right answer's key, and the options by key; yes and no have none."""
     answer, options = answer.strip(), {}
     if task == "yes_no":

@@ -14,7 +14,11 @@ Two numbers say which way a model leans, from the official reading of "yes" (the
 the answer): yes_difference, (answers with yes - questions with yes) / questions, and
 false_positive, the share of wrong answers that say yes. The released tool looks at the basic
 answer where it means the hallucinated one; here each question's own answer is read.
-Its test of facts in a video (fact_detect), which has another score, is left out.
+
+The subset fact_detect asks whether summaries of a lecture tell facts. Its score in the released
+script is `fact_score`, the mean of basic and hallucination, whether or not a pair's other answer is
+right. It is none of the published subsets: ask it in a suite by itself. The right answer to every
+question of the released fact_detect.json is no, so that a model that always says no has it all.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
 from evals.base import QuestionPrompt, Row, text_field
@@ -50,6 +55,7 @@ Subset = Literal[
     "interaction",
     "external_factual",
     "external_nonfactual",
+    "fact_detect",
 ]
 SIDES = ("basic", "hallucination")
 
@@ -58,7 +64,7 @@ class VideoHallucer(ClipBench):
     """Pairs of questions, from the released folder: <subset>/<subset>.json and <subset>/videos.
 
     videos: that folder. subsets: those asked; the default five are those of the published scores.
-    limit: whole pairs, of the first subsets.
+    `fact_detect` goes by itself, with a `split`. limit: whole pairs, of the first subsets.
     """
 
     name: Literal["video_hallucer"] = "video_hallucer"
@@ -134,6 +140,11 @@ def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
         found[f"{reading}/accuracy"] = together(items, reading, macro=True)
         for side in SIDES:
             found[f"{reading}/{side}"] = _side(items, reading, side)
+    facts = np.array([row["categories"][0] == "fact_detect" for row in items], bool)
+    if facts.any():
+        for reading in readings:
+            right = np.array([row[f"correct_{reading}"] for row in items], bool)
+            found[f"{reading}/fact_score"] = ratio(right & facts, facts)
     subsets = [{**row, "categories": row["categories"][:1]} for row in items]
     found |= by_category(subsets, "official/accuracy", together(items, "official"))
     said = [row["answer"] is not None and _says("yes", row["answer"]) for row in items]
@@ -166,6 +177,7 @@ RULES = question_rules(
         "official/accuracy": "mcnemar",
         "official/basic": "mcnemar",
         "official/hallucination": "mcnemar",
+        "official/fact_score": "mcnemar",
         "strict/accuracy": "mcnemar",
         "yes_difference": "bootstrap",
     },
@@ -173,6 +185,7 @@ RULES = question_rules(
         Metric("official/accuracy", "both right", "higher"),
         Metric("official/basic", "basic", "higher"),
         Metric("official/hallucination", "hallucinated", "higher"),
+        Metric("official/fact_score", "facts", "higher"),
         Metric("strict/accuracy", "both right, strict", "higher"),
         Metric("yes_difference", "yes difference"),
         Metric("unparsed_rate", "unparsed", "lower"),

@@ -17,7 +17,7 @@ Readings of the released scripts, with what they take for an answer:
 
 The scripts leave questions of a clip without any answer out of the count; here these are wrong.
 A question of order whose right answer is no order is refused.
-The fourth test (STH, scene changes) is left out: its score needs a model of sentence similarity.
+The fourth test (STH, scene changes) is evals.benchmarks.vidhalluc_scenes.
 """
 
 from __future__ import annotations

@@ -177,10 +177,25 @@ def vidhalluc_order(root: Path) -> Settings:
     return {"data": _json(root / "data.json", content), "videos": root}
 
 
+def vidhalluc_scenes(root: Path) -> Settings:
+    content = {"a": {"Scene change": "Yes", "Locations": "from a room to a street."}}
+    content["b"] = {"Scene change": "No", "Locations": "None"}
+    measure = {"name": "token_overlap"}
+    return {"data": _json(root / "sth.json", content), "videos": root, "similarity": measure}
+
+
 def tempcompass(root: Path) -> Settings:
     ask = [{"question": "Is it?", "answer": "yes"}]
     _json(root / "yes_no.json", {"1": {"action": ask}})
     return {"questions": root, "tasks": ["yes_no"], "videos": root}
+
+
+def tempcompass_captioning(root: Path) -> Settings:
+    choice = [{"question": "What?\nA. a cat\nB. a dog", "answer": "B. a dog"}]
+    _json(root / "multi-choice.json", {"1": {"action": choice}})
+    ask = [{"question": "Generated Caption:", "answer": "A. a dog"}]
+    _json(root / "captioning.json", {"1": {"action": ask}})
+    return {"questions": root, "videos": root}
 
 
 def _tasks(root: Path, first: str) -> Settings:
@@ -299,7 +314,9 @@ FILES: dict[str, Callable[[Path], Settings]] = {
     "vidhalluc_binary": vidhalluc_binary,
     "vidhalluc_choice": vidhalluc_choice,
     "vidhalluc_order": vidhalluc_order,
+    "vidhalluc_scenes": vidhalluc_scenes,
     "tempcompass": tempcompass,
+    "tempcompass_captioning": tempcompass_captioning,
     "tvbench": lambda root: _tasks(root, "action_count"),
     "mvbench": lambda root: _tasks(root, "state_change"),
     "mlvu": lambda root: _tasks(root, "4_count"),

