@@ -12,7 +12,7 @@ from evals.base import Row, cluster_of, read_jsonl, shown
 from evals.known import RULES
 from evals.rules import Rules, Test
 from evals.run import RESULTS
-from evals.stats import Interval, mcnemar, paired_difference
+from evals.stats import Interval, mcnemar, paired_differences
 from mmalign import log
 from mmalign.errors import DataError
 
@@ -56,8 +56,10 @@ def compare(
     """
     found: list[Comparison] = []
     for suite in matched([a_dir, b_dir], suites):
-        for metric, test, a, b in suite.rules.pairs(*suite.items):
-            result = paired_difference(a, b, suite.clusters, samples=samples, seed=seed)
+        tested = list(suite.rules.pairs(*suite.items))
+        pairs = [(a, b) for _, _, a, b in tested]
+        results = paired_differences(pairs, suite.clusters, samples=samples, seed=seed)
+        for (metric, test, a, b), result in zip(tested, results, strict=True):
             p_value = result.p_value
             if test == "mcnemar":
                 p_value = mcnemar(a.numerator, b.numerator)

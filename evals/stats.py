@@ -167,9 +167,28 @@ def paired_difference(
     measured difference among the draws, on either side, so p is never below 2 / (samples + 1).
     Raises DataError where there are no items.
     """
-    columns = np.concatenate([a.columns, b.columns], axis=1)
-    of_a, of_b = np.split(_resampled_sums(columns, clusters, samples, seed), 2, axis=1)
-    return _difference(a.value, b.value, a.of_sums(of_a), b.of_sums(of_b), level)
+    (found,) = paired_differences([(a, b)], clusters, samples=samples, seed=seed, level=level)
+    return found
+
+
+def paired_differences(
+    pairs: Sequence[tuple[Ratio, Ratio]],
+    clusters: Sequence[object] | None = None,
+    *,
+    samples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Difference]:
+    """paired_difference of each pair (a, b) over the same items, all from the same draws."""
+    if not pairs:
+        return []
+    columns = [metric.columns for pair in pairs for metric in pair]
+    sums = _resampled_sums(np.concatenate(columns, axis=1), clusters, samples, seed)
+    own = np.split(sums, np.cumsum([part.shape[1] for part in columns])[:-1], axis=1)
+    return [
+        _difference(a.value, b.value, a.of_sums(of_a), b.of_sums(of_b), level)
+        for (a, b), of_a, of_b in zip(pairs, own[0::2], own[1::2], strict=True)
+    ]
 
 
 def pooled_difference(

@@ -10,6 +10,7 @@ from evals.stats import (
     mcnemar,
     mean,
     paired_difference,
+    paired_differences,
     pooled,
     pooled_difference,
     ratio,
@@ -232,3 +233,15 @@ def test_differences_of_functions_are_paired():
     assert found.difference == pytest.approx(2)
     assert found.interval == pytest.approx((2, 2))
     assert pooled([right, right]).value == pytest.approx(1)
+
+
+def test_pairs_tested_together_meet_the_draws_that_each_meets_alone():
+    rng = np.random.default_rng(3)
+    clusters = list(range(20)) * 3
+    pairs = [(mean(rng.random(60)), mean(rng.random(60))) for _ in range(3)]
+    together = paired_differences(pairs, clusters, samples=200, seed=5)
+    alone = [paired_difference(a, b, clusters, samples=200, seed=5) for a, b in pairs]
+    for one, other in zip(together, alone, strict=True):
+        assert one.interval == pytest.approx(other.interval)
+        assert (one.difference, one.p_value) == (other.difference, other.p_value)
+    assert paired_differences([], clusters) == []
