@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from evals.base import read_jsonl
 from evals.compare import Comparison, compare, read_items, read_results
 from evals.image_preference import BENCHMARK, WINS
-from evals.known import RULES
+from evals.known import RULES, title_of
 from evals.rules import Metric
 from mmalign.config import Strict
 from mmalign.errors import ConfigError, DataError
@@ -199,8 +199,7 @@ def categories(suite: Mapping[str, Any]) -> dict[Metric, list[str]]:
 
 def suite_title(suite: Mapping[str, Any], metric: Metric | None = None) -> str:
     """The suite in words, such as "POPE adversarial", or one of its measures: "CHAIR recall"."""
-    name, label = str(suite["benchmark"]).upper(), metric.label if metric else ""
-    name = name.replace("_", " ")
+    name, label = title_of(str(suite["benchmark"])), metric.label if metric else ""
     # "CHAIR CHAIR_i" says one thing twice.
     parts = ["" if label.startswith(name) else name, suite.get("split"), label]
     return " ".join(part for part in parts if part)

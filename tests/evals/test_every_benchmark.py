@@ -14,7 +14,7 @@ from small_files import FILES
 from evals.config import AnyBenchmark
 from evals.judged import JudgedBench
 from evals.judging import Judged
-from evals.known import RULES
+from evals.known import RULES, title_of
 from evals.reward_pairs import RewardPairs
 from evals.stats import intervals
 from mmalign.errors import DataError
@@ -28,6 +28,8 @@ HOSTILE = [
     "no " * 5000,
     "\x00\ud7ff𝟘 नहीं",
 ]
+# Benchmarks whose names are in capitals.
+PLAIN = {"POPE", "CHAIR", "AMBER", "MME", "GQA", "MMMU", "MLVU"}
 # These two score what only a model of ours gives, and have tests of their own.
 APART = {"verifiable", "image_preference"}
 
@@ -52,6 +54,7 @@ def test_every_benchmark_has_rules_and_small_files():
     names = {one.model_fields["name"].default for one in get_args(get_args(AnyBenchmark)[0])}
     assert names | {"image_preference"} == set(RULES)
     assert names - APART == set(FILES)
+    assert all(title_of(name) != name.upper() or name.upper() in PLAIN for name in names)
 
 
 @pytest.fixture(params=FILES)

@@ -159,7 +159,7 @@ def test_the_report_shows_scores_wins_and_pictures_side_by_side(tmp_path):
     found = collect(validate(values, ReportRecipe, "test"))
     (grid,) = value_tables(found)
     assert grid.columns == ["model", "digit_style\u00a0↑", "digit_reader\u00a0↑"]
-    assert "better in IMAGE PREFERENCE bold digit_style" in sentences(found)["<b>darker</b>"]
+    assert "better in Image preference bold digit_style" in sentences(found)["<b>darker</b>"]
     html = write(found).read_text()
     assert html.count("data:image/png;base64,") == 8
     assert "<b>darker</b>" not in html

@@ -61,7 +61,7 @@ def test_the_hub_reads_what_was_measured(suites):
     one = results["accuracy (%)"]
     assert (one.metric_type, one.metric_value) == ("accuracy", 85.0)
     assert (one.task_type, one.dataset_type) == ("video-text-to-text", "mvbench")
-    assert (one.dataset_name, one.dataset_split) == ("MVBENCH x", "x")
+    assert (one.dataset_name, one.dataset_split) == ("MVBench x", "x")
     assert results["tokens"].metric_value == 2.0
 
 
@@ -77,7 +77,7 @@ def test_it_says_what_was_compared_how_it_was_trained_and_how_evaluated(suites):
     assert f"run (model@{'b' * 16}) against base (owner/base@{'a' * 40})." in page
     assert re.search(r"<td>25\.0 ± \d+\.\d</td>\s*<td>85\.0 ± \d+\.\d \*</td>", page)
     assert "corrected by Holm's method over the 3 tests of a run" in page
-    assert "run: better in MVBENCH x accuracy (25.0 → 85.0 %)" in page
+    assert "run: better in MVBench x accuracy (25.0 → 85.0 %)" in page
     assert "run, trained by rdpo:" in page
     blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)]
     assert blocks[0] == {"model": {"path": "llava"}, "loss": {"name": "rdpo", "beta": 0.1}}

@@ -52,18 +52,18 @@ def test_all_suites_stand_in_one_table_with_stars_of_the_corrected_tests(suites)
             ask(suites, name, count, benchmark)
     made = report(suites)
     rows = {spaced(row[0]): list(map(str, row[1:])) for row in suite_table(made).rows}
-    assert list(rows) == ["MVBENCH accuracy ↑", "TVBENCH accuracy ↑"]
-    before, after = rows["MVBENCH accuracy ↑"]
+    assert list(rows) == ["MVBench accuracy ↑", "TVBench accuracy ↑"]
+    before, after = rows["MVBench accuracy ↑"]
     assert re.fullmatch(r"25\.0 ± \d+\.\d", before)
     # 24 questions gained and none lost: 2^-23, times four tests, far below 0.05.
     assert re.fullmatch(r"85\.0 ± \d+\.\d \*", after)
-    assert re.fullmatch(r"52\.5 ± \d+\.\d", rows["TVBENCH accuracy ↑"][1])
+    assert re.fullmatch(r"52\.5 ± \d+\.\d", rows["TVBench accuracy ↑"][1])
     page = write(made).read_text()
     table = section(page, "All suites")
     assert table.count("<tr>") == 3
     assert '<mark class="good">85.0</mark>' in table
     assert "by Holm&#39;s method over the 6 tests of a run; * marks p &lt; 0.05" in table
-    assert "| MVBENCH accuracy ↑ |" in spaced((suites.root / "out/report.md").read_text())
+    assert "| MVBench accuracy ↑ |" in spaced((suites.root / "out/report.md").read_text())
     numbers = json.loads((suites.root / "out/results.json").read_text())
     assert numbers["suites"]["tvbench"]["measure"] == "official/accuracy"
     low, high = numbers["intervals"]["run"]["mvbench"]["official/accuracy"]
@@ -153,12 +153,12 @@ def test_bars_by_category_have_their_numbers_folded_below(suites):
     ask(suites, "run", 34)
     part = section(write(report(suites)).read_text(), "By category")
     assert part.count("<svg") == 1
-    for label in ("even", "odd", "base", "run", "MVBENCH accuracy, %"):
+    for label in ("even", "odd", "base", "run", "MVBench accuracy, %"):
         assert f">{label}</text>" in part
     assert "var(--series-1" in part
     assert "var(--series-2" in part
     folded = part.split("<details>")[1].split("</details>")[0]
-    assert "<summary>MVBENCH accuracy by category</summary>" in folded
+    assert "<summary>MVBench accuracy by category</summary>" in folded
     # Of the 20 even questions 5 were right, then 17.
     assert re.search(r"even</th>.*?25\.0<small> ± .*?85\.0<small>", folded, re.DOTALL)
 
@@ -212,7 +212,7 @@ def test_what_a_run_fixed_and_broke_is_counted_and_shown_with_pictures(suites):
     numbers = json.loads((suites.root / "out/results.json").read_text())
     expected = {"fixed": 3, "broke": 2, "right": 2, "wrong": 1}
     assert numbers["changes"]["run"]["mvbench"] == expected
-    assert "- MVBENCH, run: of 8 questions" in (suites.root / "out/report.md").read_text()
+    assert "- MVBench, run: of 8 questions" in (suites.root / "out/report.md").read_text()
 
 
 def test_a_gallery_of_none_still_counts(suites):

@@ -236,7 +236,7 @@ def test_two_runs_are_compared_and_reported_with_responses_to_read(recipe, tmp_p
     report = {"output": str(tmp_path / "report"), "base": str(a), "gallery": 4}
     report["runs"] = [{"name": "better", "eval": str(b)}]
     page = write(collect(validate(report, ReportRecipe, "test"))).read_text()
-    assert "VERIFIABLE greedy" in page
+    assert "Verifiable greedy" in page
     # Four cards in each of two suites, with the rows' own pictures.
     assert page.count("data:image/") == 8
     assert "base · different, in form" in page
