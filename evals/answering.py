@@ -63,12 +63,17 @@ def answer(
     loaded = Deferred(partial(_load, recipe) if generator is None else lambda: generator)
     with recipe.engine.open():
         name = recipe.engine.call(lambda: loaded.value.name)
-        fingerprint = digest([name, recipe.model.model_dump(mode="json")])
+        fingerprint = fingerprint_of(name, recipe)
         model = {"name": name, "fingerprint": fingerprint}
         write_model(recipe.output, model)
         answers = read_answers(recipe.output)
         _ask(recipe, loaded, asked, fingerprint, answers)
     return model, answers
+
+
+def fingerprint_of(name: str, recipe: EvalRecipe) -> str:
+    """What tells a model's answers from another's: its name, and how it was loaded."""
+    return digest([name, recipe.model.model_dump(mode="json")])
 
 
 def _ask(

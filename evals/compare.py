@@ -24,8 +24,8 @@ _ANEW = "write it anew with `mmalign eval rescore` and its recipe"
 class Comparison:
     """How metric `b` differs from `a` on the same items; `interval` is of the difference.
 
-    Accuracy and format rate have McNemar's exact p, the others the paired bootstrap's. Relative
-    figures are of (b - a) / a, None where a is or may well be 0.
+    p is McNemar's exact one or the paired bootstrap's, as `test` says. Relative figures are of
+    (b - a) / a, None where a is or may well be 0.
     """
 
     suite: str
@@ -97,7 +97,7 @@ def matched(
 
     suites: only these keys. A suite of a benchmark without rules here is left out, with a note.
     Raises DataError when a run is not complete, when they share no suite, or when a suite asked
-    them different questions.
+    them different questions or was judged differently; says so where prompts differ.
     """
     folders = [Path(folder) for folder in folders]
     held = [{suite["key"]: suite for suite in read_results(one)["suites"]} for one in folders]
@@ -121,8 +121,12 @@ def matched(
             )
             continue
         rows = [read_items(one, of[key]) for one, of in zip(folders, held, strict=True)]
-        for folder, others in zip(folders[1:], rows[1:], strict=True):
-            _check_same(f"{folders[0]} and {folder}, {key}", rows[0], others, rules.same)
+        for folder, others, of in zip(folders[1:], rows[1:], held[1:], strict=True):
+            pair = f"{folders[0]} and {folder}, {key}"
+            _check_same(pair, rows[0], others, rules.same)
+            _check_judge(pair, held[0][key].get("judge"), of[key].get("judge"))
+            if asked_otherwise(rows[0], others):
+                _logger.warning("%s: the prompts differ, and may make the difference", pair)
         yield Matched(
             key=key,
             rules=rules,
@@ -172,6 +176,25 @@ def read_items(folder: Path, suite: Mapping[str, Any]) -> dict[str, Row]:
             raise DataError(f"field {missing[0]} is missing", where=where, fix=_ANEW)
         items[row["id"]] = row
     return items
+
+
+def asked_otherwise(a_rows: Mapping[str, Row], b_rows: Mapping[str, Row]) -> bool:
+    """Whether the first question that both were asked was put in other words."""
+    name = next((name for name in a_rows if name in b_rows), None)
+    return name is not None and a_rows[name].get("prompt") != b_rows[name].get("prompt")
+
+
+def _check_judge(where: str, a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> None:
+    same = ("model", "settings", "asked")
+    odd = [name for name in same if (a or {}).get(name) != (b or {}).get(name)]
+    if odd:
+        models = [str((one or {}).get("model")) for one in (a, b)]
+        raise DataError(
+            f"the runs were judged differently: {', '.join(odd)} of the judge differ",
+            where=where,
+            got=" and ".join(models),
+            fix="score both with one judge and one judge_prompt: mmalign eval rescore",
+        )
 
 
 def _check_same(

@@ -200,7 +200,7 @@ def _print_results(folder: Path) -> None:
         if suite["num_missing"]:
             typer.echo(
                 f"{suite['key']}: {suite['num_missing']} questions stay unanswered: "
-                "their pictures cannot be read",
+                "a picture cannot be read, or a server was silent",
                 err=True,
             )
     typer.echo(str(folder / "results.json"))

@@ -99,7 +99,13 @@ class JudgedBench(Asking):
         ]
         unjudged = sum(row["score_strict"] is None for row in items)
         suite = self.suite(items, self.metrics(items), unjudged)
-        return replace(suite, judge=judged.told | own_variance(self.per_repeat(items)))
+        told = judged.told | {"asked": self._asked_of_judge(questions)}
+        return replace(suite, judge=told | own_variance(self.per_repeat(items)))
+
+    def _asked_of_judge(self, questions: Sequence[Question]) -> str:
+        """A hash of the judge's prompt, and of what it is told beside answers: other than those."""
+        notes = [sorted(question.notes.items()) for question in questions]
+        return hashlib.sha256(repr([self.template(), notes]).encode()).hexdigest()
 
     def per_repeat(self, items: Sequence[Row]) -> list[float]:
         """The benchmark's number by each of the judge's repeats, over the items that it judged."""

@@ -184,7 +184,7 @@ class Judge:
             repeat,
             num_try,
         ]
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return _hash(asked)
 
     def _told(self, used: Sequence[Verdict]) -> dict[str, Any]:
         server = self.config.server
@@ -193,6 +193,7 @@ class Judge:
         cost = (prompt * server.price_prompt + completion * server.price_completion) / 1e6
         return {
             "model": server.model,
+            "settings": _hash(self._settings),
             "repeats": self.config.repeats,
             "replies": len(used),
             "prompt_tokens": prompt,
@@ -226,3 +227,7 @@ def _read(path: Path) -> dict[str, Verdict]:
             raise DataError("is no verdict", where=where, fix="delete the line") from None
         kept[verdict.key] = verdict
     return kept
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
 
-from evals.compare import matched
+from evals.compare import Matched, matched
 from evals.stats import Array
 from mmalign.errors import ConfigError
 
@@ -100,20 +100,31 @@ def power_of(
 ) -> list[Power]:
     """Every suite's right-or-wrong metrics, those that McNemar's test compares.
 
-    Numbers of items are multiplied by the design effect, where that is above 1. Where the runs
+    Items are those that a metric counts: questions, or groups of them that are right together.
+    Their numbers are multiplied by the design effect, where that is above 1. Where the runs
     disagree on less than the difference, it is taken that all further disagreement is for one side.
     Suites on which the runs never disagree say nothing, and are left out.
     """
+    return plans(matched([a, b]), difference, level=level, power=power)
+
+
+def plans(
+    suites: Iterable[Matched], difference: float, *, level: float = LEVEL, power: float = POWER
+) -> list[Power]:
+    """What power_of says, of suites of two runs each."""
     found: list[Power] = []
-    for suite in matched([a, b]):
+    for suite in suites:
         for metric, test, ours, theirs in suite.rules.pairs(*suite.items):
             if test != "mcnemar":
                 continue
-            gaps = theirs.numerator - ours.numerator
+            # Groups count at their first row, and some rows for other metrics only.
+            counted = ours.denominator != 0
+            gaps = (theirs.numerator - ours.numerator)[counted]
+            clusters = [one for one, here in zip(suite.clusters, counted, strict=True) if here]
             discordance = float(np.mean(gaps != 0))
             if discordance == 0:
                 continue
-            design = max(1.0, design_effect(gaps, suite.clusters))
+            design = max(1.0, design_effect(gaps, clusters))
             wanted = max(difference, discordance)
             needed = num_needed(difference, wanted, level=level, power=power)
             found.append(

@@ -56,6 +56,9 @@ class ReportRecipe(Strict):
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(f"every run needs its own name; repeated: {', '.join(repeated)}")
+        folders = {one.absolute() for one in (self.base, *(run.eval for run in self.runs))}
+        if self.output.absolute() in folders:
+            raise ValueError("output is the folder of a run, whose results it would replace")
         return self
 
 

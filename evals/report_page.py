@@ -24,7 +24,7 @@ from evals.report_pictures import add_pictures, add_samples
 from evals.report_probes import add_probes
 from evals.report_scenes import add_scenes
 from evals.report_tables import Grid, difference_tables, suite_table, value_tables
-from evals.report_words import correction, explanation, listed, sentences, unanswered
+from evals.report_words import asked_apart, correction, explanation, listed, sentences, unanswered
 from mmalign.report.page import Marked, Page
 from mmalign.store import write_atomically
 
@@ -71,7 +71,7 @@ def _page(report: Report) -> tuple[Page, dict[str, dict[str, Changes]]]:
             page.paragraph(meaning)
     if len(report.suites) == 1:
         page.paragraph(f"{_NUMBERS} {_BESIDE}")
-    if told := unanswered(report):
+    for told in filter(None, (unanswered(report), asked_apart(report))):
         page.paragraph(told)
     for grid in value_tables(report):
         _add(page, grid)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evals.compare import asked_otherwise
 from evals.report import ALPHA, Finding, Report, suite_title
 
 _TESTS = {"mcnemar": "McNemar's exact test", "bootstrap": "the paired bootstrap"}
@@ -50,9 +51,25 @@ def unanswered(report: Report) -> str:
     if not counts:
         return ""
     return (
-        f"Unanswered, for the picture could not be read: {listed(counts)}. A question without an "
+        f"Unanswered, for a picture could not be read or a server was silent: {listed(counts)}. "
+        "A question without an "
         "answer counts as wrong; descriptions that are missing are left out."
     )
+
+
+def asked_apart(report: Report) -> str:
+    """Which suites asked a run in other words than base; empty if none did."""
+    apart = [
+        f"{suite_title(suite)} by {run.name}"
+        for key, suite in report.suites.items()
+        for run in report.runs
+        if key in run.suites
+        and key in report.base.suites
+        and asked_otherwise(report.base.items(key), run.items(key))
+    ]
+    if not apart:
+        return ""
+    return f"Asked in other words than by base, which may make a difference: {listed(apart)}."
 
 
 def listed(words: Sequence[str]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
 from evals.base import Row
 from evals.stats import Ratio, ratio
 
@@ -58,8 +60,10 @@ class Rules:
 
     metrics: its numbers, from rows alone. read: fields that a row must hold. same: those that must
     agree between runs as well, beside the picture or clip. compared: metrics with their tests;
-    those that a suite lacks are left out. Without it all of them, by the bootstrap. paired: metrics
-    that take the items of both runs, as the values of either.
+    those that a suite lacks are left out. Without it all of them, by the bootstrap. McNemar's test
+    is of plain shares: a metric that weighs its items, such as a mean over tasks, has the
+    bootstrap's p in its place. paired: metrics that take the items of both runs, as the values of
+    either.
 
     shown: the measures of the report's tables, best known first; without any, all numbers are. The
     yes ratio and the length of answers stand behind them, where there are such numbers.
@@ -103,7 +107,14 @@ class Rules:
         a, b = self.numbers(a_items), self.numbers(b_items)
         for name, test in self.tests(a).items():
             if name in b:
-                yield name, test, a[name], b[name]
+                plain = _are_shares(a[name], b[name])
+                yield name, test if plain else "bootstrap", a[name], b[name]
         if self.paired is not None:
             for name, (ours, theirs) in self.paired(a_items, b_items).items():
                 yield name, "bootstrap", ours, theirs
+
+
+def _are_shares(a: Ratio, b: Ratio) -> bool:
+    """Whether both are the shares that are right of the same items, each counting once."""
+    ones = all(np.isin(part, (0, 1)).all() for part in (a.numerator, a.denominator, b.numerator))
+    return ones and np.array_equal(a.denominator, b.denominator)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.answer_files import ANSWERS, Answer, read_answers, read_model
-from evals.answering import Asked, answer, asked_by, files_of, keys_of, kind_of
+from evals.answering import Asked, answer, asked_by, files_of, fingerprint_of, keys_of
 from evals.base import Row, Suite, cluster_of
 from evals.benchmarks.verifiable import VerifiableBench
 from evals.config import EvalRecipe
@@ -29,12 +29,14 @@ from evals.judging import Judge
 from evals.known import RULES
 from evals.rules import answer_tokens
 from evals.stats import intervals
+from mmalign import log
 from mmalign.errors import DataError
 from mmalign.generate.base import Generation, Generator
 from mmalign.store import write_atomically
 
 RESULTS = "results.json"
 PACKAGES = ("mmalign", "numpy", "torch", "transformers")
+_logger = log.get_logger("evals")
 
 
 def evaluate(
@@ -50,6 +52,7 @@ def evaluate(
     if judging is not None:
         # A judge that cannot be asked is told before hours of answers, not after.
         judging.open()
+    _warn_of_other_folders(recipe)
     model, answers = answer(recipe, asked, generator)
     return _finish(recipe.output, recipe, model, asked, answers, judging)
 
@@ -62,8 +65,34 @@ def rescore(folder: str | Path, recipe: EvalRecipe, judge: Generator | None = No
     """
     folder = Path(folder)
     asked: list[Asked] = [(benchmark, benchmark.requests()) for benchmark in recipe.benchmarks]
-    judging = _judge(folder, recipe, judge)
-    return _finish(folder, recipe, read_model(folder), asked, read_answers(folder), judging)
+    model, judging = read_model(folder), _judge(folder, recipe, judge)
+    if fingerprint_of(model["name"], recipe) != model["fingerprint"]:
+        raise DataError(
+            "holds answers of another model, or of one loaded with other settings",
+            where=str(folder),
+            got=model["name"],
+            wanted=f"the recipe's model: {recipe.model}",
+            fix="score them with the `model` section that they were generated with",
+        )
+    return _finish(folder, recipe, model, asked, read_answers(folder), judging)
+
+
+def _warn_of_other_folders(recipe: EvalRecipe) -> None:
+    """Say where pictures now come from another folder: answers are kept by their names."""
+    try:
+        suites = json.loads((recipe.output / RESULTS).read_text(encoding="utf-8"))["suites"]
+        were = {suite["key"]: suite.get("images") or suite.get("videos") for suite in suites}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    for benchmark in recipe.benchmarks:
+        one = dict(benchmark)
+        now, was = one.get("images") or one.get("videos"), were.get(benchmark.key)
+        if now is not None and was is not None and str(Path(now).absolute()) != was:
+            _logger.warning(
+                "%s: answers are kept by the pictures' names, and those there are to pictures in "
+                "%s; if the ones in %s differ, give this run an output of its own",
+                *(benchmark.key, was, now),
+            )
 
 
 def _judge(folder: Path, recipe: EvalRecipe, generator: Generator | None) -> Judge | None:
@@ -92,11 +121,12 @@ def _finish(
         given = {name: answers[key] for name, key in keys.items()}
         made = {name: whole for name, answer in given.items() if (whole := _whole(name, answer))}
         if not made:
-            first = requests[0]
+            named = [one for request in requests for one, _ in files_of(request) if one]
+            where = f"{requests[0].media_root} holds {named[0]}" if named else "its data is whole"
             raise DataError(
-                f"no {kind_of(requests)} of its {len(keys)} questions can be read",
+                f"none of its {len(keys)} questions was answered: the warnings say why",
                 where=benchmark.key,
-                fix=f"check that {first.media_root} holds {files_of(first)[0][0]}",
+                fix=f"check that {where}, and that a server, if it is one, replies",
             )
         texts = {name: whole.text for name, whole in made.items()}
         if isinstance(benchmark, VerifiableBench):

@@ -18,6 +18,9 @@ from mmalign.records import Media
 
 # A hub name, with a revision perhaps: "lmms-lab/MME" or "lmms-lab/MME@main".
 _HUB = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?")
+# How files of a split are called: "test-00000-of-00001.parquet", or "testmini.parquet".
+_SHARD = re.compile(r"([A-Za-z]\w*?)(?:-\d.*)?\.parquet")
+_SPLIT = re.compile(r"(?:train|test|val|dev)\w*")
 _TABLES = {".tsv": "\t", ".csv": ","}
 
 
@@ -26,18 +29,15 @@ def read_rows(
 ) -> Iterator[tuple[str, Row]]:
     """Yield ("file, row n", row) of a file, of a folder of parquet shards, or of a hub dataset.
 
-    Files: .json (a list of objects), .jsonl, .parquet, .tsv, .csv. A folder: its *.parquet files
-    whose name begins with the split, or all of them, in the order of names. A hub name such as
+    Files: .json (a list of objects), .jsonl, .parquet, .tsv, .csv. A folder: its *.parquet files,
+    or those below its folder `subset`, of the split, as in "test-00000-of-00002.parquet", in the
+    order of names; all of them where no name tells a split. A hub name such as
     "owner/name@revision" is loaded with `datasets`, with this subset and split, pictures as bytes.
     Raises DataError when there is nothing of the kind, or a file is not what its name says.
     """
     path = Path(data)
     if path.is_dir():
-        shards = sorted(path.rglob("*.parquet"))
-        shards = [one for one in shards if one.name.startswith(split)] or shards
-        if not shards:
-            raise DataError("holds no .parquet file", where=str(path))
-        for shard in shards:
+        for shard in _shards(path, subset, split):
             yield from _parquet(shard)
     elif path.exists():
         yield from _file(path)
@@ -101,6 +101,27 @@ def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)} appears twice")
+    return found
+
+
+def _shards(folder: Path, subset: str | None, split: str) -> list[Path]:
+    """The parquet files of a subset's split below a folder."""
+    inner = folder / subset if subset and (folder / subset).is_dir() else folder
+    found = sorted(inner.rglob("*.parquet"))
+    if not found:
+        raise DataError("holds no .parquet file", where=str(inner))
+    names = {one: _SHARD.fullmatch(one.name) for one in found}
+    of = {one: match[1] for one, match in names.items() if match}
+    if split in of.values():
+        return [one for one in found if of.get(one) == split]
+    others = sorted({name for name in of.values() if _SPLIT.fullmatch(name)})
+    if others:
+        raise DataError(
+            "holds no .parquet file of the split",
+            where=str(inner),
+            got=", ".join(others),
+            wanted=split,
+        )
     return found
 
 

@@ -51,10 +51,14 @@ class Ratio:
         """What is summed over items: the K numerators, then the K denominators, [N, 2 K]."""
         return np.column_stack([self.numerator, self.denominator])
 
-    def of_sums(self, sums: Array) -> Array:
-        """The metric from the sums of its columns, [..., 2 K] to [...]."""
+    def of_sums(self, sums: Array, *, empty: float = 0.0) -> Array:
+        """The metric from the sums of its columns, [..., 2 K] to [...]; `empty` of 0 items."""
         numerators, denominators = np.split(sums, 2, axis=-1)
-        return self.function(_divide(numerators, denominators))
+        return self.function(_divide(numerators, denominators, empty))
+
+    def drawn(self, sums: Array) -> Array:
+        """The metric in each draw; NaN where a draw holds nothing that it counts."""
+        return self.of_sums(sums, empty=np.nan)
 
 
 def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Ratio:
@@ -138,7 +142,8 @@ def intervals(
 
     With C clusters, each draw takes C of them with replacement, T*[c] times cluster c, and
     m* = sum_c T*[c] numerator[c] / sum_c T*[c] denominator[c]; the interval is the (1 - level) / 2
-    and (1 + level) / 2 quantile of m* over the draws.
+    and (1 + level) / 2 quantile of m* over the draws. A draw without anything that a metric counts,
+    such as one item of a rare category, says nothing of it and is left out.
     clusters: one label per item, such as its picture; None makes each item its own.
     Raises DataError where there are no items.
     """
@@ -147,7 +152,7 @@ def intervals(
     found: dict[str, Interval] = {}
     for name, metric in metrics.items():
         own, sums = np.split(sums, [metric.columns.shape[1]], axis=1)
-        found[name] = _quantiles(metric.of_sums(own), level)
+        found[name] = _quantiles(metric.drawn(own), level)
     return found
 
 
@@ -186,7 +191,7 @@ def paired_differences(
     sums = _resampled_sums(np.concatenate(columns, axis=1), clusters, samples, seed)
     own = np.split(sums, np.cumsum([part.shape[1] for part in columns])[:-1], axis=1)
     return [
-        _difference(a.value, b.value, a.of_sums(of_a), b.of_sums(of_b), level)
+        _difference(a.value, b.value, a.drawn(of_a), b.drawn(of_b), level)
         for (a, b), of_a, of_b in zip(pairs, own[0::2], own[1::2], strict=True)
     ]
 
@@ -214,8 +219,8 @@ def pooled_difference(
     sums = _resampled_sums(columns, clusters, samples, seed)
     by_run = sums.reshape(samples, len(a) + len(b), -1)
     rng = np.random.default_rng([seed, 1])
-    a_draws = a[0].of_sums(_drawn_runs(by_run[:, : len(a)], rng))
-    b_draws = b[0].of_sums(_drawn_runs(by_run[:, len(a) :], rng))
+    a_draws = a[0].drawn(_drawn_runs(by_run[:, : len(a)], rng))
+    b_draws = b[0].drawn(_drawn_runs(by_run[:, len(a) :], rng))
     return _difference(pooled(a).value, pooled(b).value, a_draws, b_draws, level)
 
 
@@ -245,10 +250,15 @@ def mcnemar(a_correct: ArrayLike, b_correct: ArrayLike) -> float:
 
 
 def _difference(a: float, b: float, a_draws: Array, b_draws: Array, level: float) -> Difference:
-    """From both metrics, and both in each draw, [samples]."""
+    """From both metrics, and both in each draw, [samples]; NaN draws are left out.
+
+    Where all are, nothing is known: the interval is [0, 0], and p is 1.
+    """
+    defined = ~np.isnan(a_draws + b_draws)
+    a_draws, b_draws = a_draws[defined], b_draws[defined]
     draws = b_draws - a_draws
     extreme = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    has_base = a != 0 and bool((a_draws != 0).all())
+    has_base = a != 0 and len(draws) > 0 and bool((a_draws != 0).all())
     return Difference(
         difference=b - a,
         interval=_quantiles(draws, level),
@@ -293,11 +303,17 @@ def _cluster_sums(columns: Array, clusters: Sequence[object]) -> Array:
     return totals
 
 
-def _divide(numerator: ArrayLike, denominator: ArrayLike) -> Array:
+def _divide(numerator: ArrayLike, denominator: ArrayLike, empty: float = 0.0) -> Array:
+    """numerator / denominator, and `empty` where that is 0."""
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
-    return np.divide(numerator, denominator, out=np.zeros_like(numerator), where=denominator != 0)
+    out = np.full_like(numerator, empty)
+    return np.divide(numerator, denominator, out=out, where=denominator != 0)
 
 
 def _quantiles(draws: Array, level: float) -> Interval:
+    """Of the draws that are numbers; [0, 0] where none is, as the metric itself is then 0."""
+    draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        return 0.0, 0.0
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -279,3 +279,20 @@ def test_malformed_rows_are_named(tmp_path: Path, change: dict[str, Any], told: 
     (tmp_path / "bad.json").write_text(json.dumps([rows[0] | change]))
     with pytest.raises(DataError, match=told):
         MmHal(data=str(tmp_path / "bad.json")).requests()
+
+
+def test_runs_of_different_judges_are_not_compared(tmp_path: Path, scripted):
+    scripted.script = lambda body, number: {"text": "Rating: 5"}
+    plan = recipe(tmp_path, scripted.url)
+    a = evaluate(plan, Told(ANSWERS))
+    assert compare(a, a, samples=20)
+    file = tmp_path / "prompt.txt"
+    file.write_text("{question} {contents} {reference} {answer}")
+    judge = plan.judge
+    assert judge is not None
+    other = judge.model_copy(update={"server": judge.server.model_copy(update={"model": "j2"})})
+    asked = plan.benchmarks[0].model_copy(update={"judge_prompt": file})
+    for change, told in (({"judge": other}, "model, settings"), ({"benchmarks": [asked]}, "asked")):
+        b = evaluate(plan.model_copy(update={"output": tmp_path / "b", **change}), Told(ANSWERS))
+        with pytest.raises(DataError, match=f"judged differently: {told} of the judge differ"):
+            compare(a, b, samples=20)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from evals.compare import compare
+from evals.compare import Matched, compare
 from evals.eval_cli import app
-from evals.power import design_effect, detectable, num_needed, power_of
+from evals.power import design_effect, detectable, num_needed, plans, power_of
 from evals.seeds import compare_pooled
 from evals.stats import mcnemar, mean, paired_difference, pooled_difference, ratio
 from mmalign.errors import ConfigError, DataError
@@ -179,3 +179,25 @@ def test_seeds_on_the_command_line(evaluations):
     assert accuracy[-4] == "bootstrap"
     done = CliRunner().invoke(app, ["compare", base, good, "--also-a", same, "--json"])
     assert len(json.loads(done.stdout)[0]["a_runs"]) == 2
+
+
+def test_a_metric_of_groups_is_planned_in_groups(tmp_path):
+    """40 groups of two questions; the runs disagree on 8 groups, at one question of each."""
+    from evals.questions import question_rules, together
+
+    rules = question_rules(lambda rows: {"official/accuracy": together(rows, "official")})
+    rows = [
+        [
+            {
+                "group": str(n // 2),
+                "correct_official": not (n % 2 and n < 16 and side),
+                "label": "A",
+            }
+            for n in range(80)
+        ]
+        for side in (0, 1)
+    ]
+    suite = Matched(key="k", rules=rules, items=rows, clusters=[str(n // 2) for n in range(80)])
+    (found,) = plans([suite], 0.02)
+    assert (found.num_items, found.discordance) == (40, pytest.approx(8 / 40))
+    assert found.needed == num_needed(0.02, 8 / 40)

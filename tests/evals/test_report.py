@@ -211,7 +211,7 @@ def test_unanswered_pictures_are_counted_by_suite_and_model(evaluations, tmp_pat
     results["suites"][0]["num_missing"] = 3
     page = write(replace(report, base=replace(report.base, results=results))).read_text()
     told = section(page, "Before and after")
-    assert "could not be read: 3 of CHAIR by base. A question without an answer" in told
+    assert "a server was silent: 3 of CHAIR by base. A question without an answer" in told
 
 
 def test_curves_cover_every_run(html):
@@ -459,3 +459,19 @@ def test_importing_the_command_and_the_report_loads_nothing_heavy():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.split() == ["True", "False", "False"]
+
+
+def test_a_report_may_not_replace_a_run_s_results(evaluations):
+    with pytest.raises(ValueError, match="output is the folder of a run"):
+        recipe(evaluations, evaluations / "good")
+
+
+def test_runs_that_were_asked_in_other_words_are_told(evaluations, tmp_path, html):
+    assert "Asked in other words" not in html
+    other = tmp_path / "other"
+    shutil.copytree(evaluations / "good", other)
+    items = other / "items" / "pope-adversarial.jsonl"
+    items.write_text(items.read_text().replace("Is there a", "Do you see a"))
+    runs = [{"name": "good", "eval": other}]
+    page = build_report(recipe(evaluations, tmp_path / "out", runs=runs)).read_text()
+    assert "Asked in other words than by base, which may make a difference: POPE" in page

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from evals.config import EvalRecipe
 from evals.eval_cli import app
 from evals.run import evaluate, rescore
 from evals.shards import answer_shard, merge, parse_shard
+from evals.standing import standing
 from mmalign.config import load_config, validate
 from mmalign.errors import ConfigError, DataError, MediaError, ModelError
 from mmalign.generate.base import Generation
+from mmalign.standing import Standing
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_QUESTIONS = 30
@@ -194,7 +197,7 @@ def test_unreadable_pictures_are_counted_and_asked_again(recipe):
 
 def test_a_wrong_picture_folder_is_no_score_of_zero(recipe):
     bad = {f"{i}.jpg" for i in range(12)}
-    with pytest.raises(DataError, match=r"no picture of its 30 questions.*p holds 0.jpg"):
+    with pytest.raises(DataError, match=r"none of its 30 questions was answered.*p holds 0.jpg"):
         evaluate(recipe, Parrot(unreadable=bad))
     assert not Path("out/results.json").exists()
     Path("p").rmdir()
@@ -463,3 +466,47 @@ def test_how_far_a_run_is_can_be_asked(recipe, tmp_path, capsys):
     (model / "model.safetensors").write_text("")
     assert asked() == "begun"
     assert written(recipe.output) == before
+
+
+def test_an_adapter_or_questions_newer_than_the_results_are_begun(recipe, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    weights = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights.write_text("")
+    recipe = make_recipe(model={"path": "none/such", "adapter": str(tmp_path / "adapter")})
+    evaluate(recipe, Parrot())
+    assert standing(recipe) is Standing.COMPLETE
+    results = recipe.output / "results.json"
+    for file in (weights, Path("questions.json"), Path("synonyms.txt")):
+        before = file.stat()
+        os.utime(file, ns=(before.st_atime_ns, results.stat().st_mtime_ns + 10**9))
+        assert standing(recipe) is Standing.BEGUN
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert standing(recipe) is Standing.COMPLETE
+
+
+def test_answers_of_one_model_are_not_scored_as_another_s(recipe):
+    evaluate(recipe, Parrot())
+    before = written(recipe.output)
+    other = make_recipe(model={"path": "none/such", "dtype": "bfloat16"})
+    with pytest.raises(DataError, match=r"holds answers of another model.*got parrot"):
+        rescore(recipe.output, other)
+    assert written(recipe.output) == before
+
+
+def test_another_folder_of_pictures_is_told(recipe, caplog):
+    evaluate(recipe, Parrot())
+    assert "answers are kept by the pictures' names" not in caplog.text
+    Path("q").mkdir()
+    pope = recipe.benchmarks[0].model_copy(update={"images": Path("q")})
+    evaluate(recipe.model_copy(update={"benchmarks": [pope, recipe.benchmarks[1]]}), Parrot())
+    assert "pope-adversarial: answers are kept by the pictures' names" in caplog.text
+    assert "chair: answers" not in caplog.text
+
+
+def test_other_prompts_are_told_when_runs_are_compared(recipe, caplog):
+    evaluate(recipe, Parrot())
+    pope = recipe.benchmarks[0].model_copy(update={"prompt": "Really? {question}"})
+    other = recipe.model_copy(update={"benchmarks": [pope], "output": Path("other")})
+    evaluate(other, Parrot())
+    assert compare(recipe.output, other.output, samples=50)
+    assert "pope-adversarial: the prompts differ" in caplog.text

@@ -46,7 +46,17 @@ def test_a_folder_gives_its_shards_of_the_split_in_order(tmp_path: Path):
         pq.write_table(pa.Table.from_pylist([{"id": name}]), tmp_path / f"{name}.parquet")
     ids = [row["id"] for _, row in read_rows(tmp_path)]
     assert ids == ["test-00000-of-2", "test-00001-of-2"]
-    assert len(list(read_rows(tmp_path, split="other"))) == 3
+    with pytest.raises(DataError, match=r"of the split; got test, train; wanted dev"):
+        list(read_rows(tmp_path, split="dev"))
+    (tmp_path / "sub").mkdir()
+    for name in ("testmini", "testmini_text_only", "data"):
+        row = {"id": name}
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / "sub" / f"{name}.parquet")
+    ((_, only),) = read_rows(tmp_path, subset="sub", split="testmini")
+    assert only == {"id": "testmini"}
+    (tmp_path / "plain").mkdir()
+    pq.write_table(pa.Table.from_pylist([{"id": "1"}]), tmp_path / "plain" / "part.parquet")
+    assert len(list(read_rows(tmp_path, subset="plain"))) == 1
 
 
 def test_an_empty_cell_is_left_out_of_its_row(tmp_path: Path):

@@ -245,3 +245,17 @@ def test_pairs_tested_together_meet_the_draws_that_each_meets_alone():
         assert one.interval == pytest.approx(other.interval)
         assert (one.difference, one.p_value) == (other.difference, other.p_value)
     assert paired_differences([], clusters) == []
+
+
+def test_draws_that_hold_nothing_to_count_say_nothing():
+    """Two of 200 items are of a category, both right: every draw that has one of them says 1."""
+    inside = np.arange(200) < 2
+    rare = ratio(inside, inside)
+    assert intervals({"rare": rare}, samples=500)["rare"] == (1, 1)
+    wrong = ratio(np.arange(200) < 0, inside)
+    found = paired_difference(wrong, rare, samples=500)
+    assert found.interval == (1, 1)
+    assert found.p_value < 0.01
+    none = ratio(np.zeros(9), np.zeros(9))
+    assert intervals({"none": none})["none"] == (0, 0)
+    assert paired_difference(none, none).p_value == 1
