@@ -82,7 +82,8 @@ class Benchmark(Protocol):
 class OverMedia(Strict):
     """What benchmarks over pictures and over clips share: a folder of either, and what is asked.
 
-    images: the folder of the pictures. videos: that of the clips. Give one of them.
+    images: the folder of the pictures. videos: that of the clips. Give one of them, where the
+    benchmark's data does not hold pictures itself.
     """
 
     images: Path | None = None
@@ -90,30 +91,28 @@ class OverMedia(Strict):
 
     @model_validator(mode="after")
     def _one_folder(self) -> OverMedia:
-        if (self.images is None) == (self.videos is None):
+        given = sum(folder is not None for folder in (self.images, self.videos))
+        if given > 1 or (not given and not self.holds_pictures):
             raise ValueError("give either images or videos")
         return self
 
     @property
+    def holds_pictures(self) -> bool:
+        """Whether the data itself has the pictures."""
+        return False
+
+    @property
     def medium(self) -> Literal["image", "video"]:
         """What an item is about: the field that names it in files and in rows."""
-        return "video" if self.images is None else "image"
+        return "image" if self.videos is None else "video"
 
-    def request(self, id: str, text: str, file: str) -> Request:
+    def request(self, id: str, text: str, media: Media) -> Request:
         """A question about one picture or clip."""
-        if self.images is None:
+        if self.videos is None:
             return Request(
-                id=id,
-                prompt=user(text, videos=1),
-                videos=(Media(path=file),),
-                media_root=self.videos,
+                id=id, prompt=user(text, images=1), images=(media,), media_root=self.images
             )
-        return Request(
-            id=id,
-            prompt=user(text, images=1),
-            images=(Media(path=file),),
-            media_root=self.images,
-        )
+        return Request(id=id, prompt=user(text, videos=1), videos=(media,), media_root=self.videos)
 
 
 def shown(row: Row) -> str:

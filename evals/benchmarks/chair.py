@@ -21,6 +21,7 @@ from evals.rules import Metric, Rules
 from evals.stats import Ratio, ratio
 from mmalign.errors import DataError
 from mmalign.generate.base import Request
+from mmalign.records import Media
 
 METHOD = "released rules; plurals by the synonym list's own words, not pattern.en and nltk"
 
@@ -90,7 +91,9 @@ class Chair(OverMedia):
 
     def requests(self) -> list[Request]:
         """One request per image or clip; its file's name is the id."""
-        return [self.request(file, self.prompt, file) for file in self._truth(self._words())]
+        return [
+            self.request(file, self.prompt, Media(path=file)) for file in self._truth(self._words())
+        ]
 
     def score(self, answers: Mapping[str, str]) -> Suite:
         """Score captions by image; an image without a caption counts in `num_unparsed` alone."""

@@ -6,7 +6,7 @@ Two readings of every answer are reported, since their gap is a known source of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,11 +15,13 @@ from pydantic import Field
 
 from evals.base import OverMedia, QuestionPrompt, Row, Suite, check_known, read_jsonl, text_field
 from evals.rules import Metric, Rules
-from evals.sources import read_rows
+from evals.sources import media_of, read_rows
 from evals.stats import Ratio, mean, ratio
 from mmalign.answers import YesNo, yes_no
 from mmalign.errors import DataError
 from mmalign.generate.base import Request
+from mmalign.media import media_key
+from mmalign.records import Media
 
 METHOD = "official: the released script's rule; strict: opens with yes or no, else unparsed"
 
@@ -28,7 +30,9 @@ class Pope(OverMedia):
     """One split of POPE, from a question file in its released format.
 
     questions: JSON lines, or a list, of question_id, image, text, label; of video in place of image
-    where the questions are about clips. images or videos: the folder of either.
+    where the questions are about clips. images or videos: the folder of either. Or the hub's
+    lmms-lab/POPE, or the folder of its parquet files, which hold the pictures: of these the rows
+    whose category is `split`.
     prompt: what is asked, with the place of the question. limit: only the first so many questions.
     """
 
@@ -46,9 +50,12 @@ class Pope(OverMedia):
 
     def requests(self) -> list[Request]:
         """One request per question, in the file's order."""
-        return [
-            self.request(row["id"], row["prompt"], row[self.medium]) for row in self._questions()
-        ]
+        return [self.request(row["id"], row["prompt"], row["media"]) for row in self._questions()]
+
+    @property
+    def holds_pictures(self) -> bool:
+        """Whether the questions are the hub's rows."""
+        return self.questions.suffix not in (".json", ".jsonl")
 
     def score(self, answers: Mapping[str, str]) -> Suite:
         """Score answers by question id; a missing one is wrong under both readings."""
@@ -68,15 +75,17 @@ class Pope(OverMedia):
         )
 
     def _questions(self) -> list[Row]:
-        rows = read_questions(self.questions, self.medium)[: self.limit]
+        if self.holds_pictures:
+            rows = _of_hub(str(self.questions), self.split)
+        else:
+            rows = read_questions(self.questions, self.medium)
         return [
             {
-                "id": row["id"],
-                self.medium: row[self.medium],
+                "media": Media(path=row[self.medium]),
+                **row,
                 "prompt": self.prompt.replace("{question}", row["text"]),
-                "label": row["label"],
             }
-            for row in rows
+            for row in rows[: self.limit]
         ]
 
 
@@ -150,8 +159,12 @@ def read_questions(path: Path, medium: str = "image") -> list[Row]:
     Raises DataError, naming the line, on a broken row, a label other than yes and no, or an id
     that appears twice; and when there are no questions at all.
     """
+    return _checked(_rows(path), medium, str(path))
+
+
+def _checked(found: Iterable[tuple[str, Row]], medium: str, source: str) -> list[Row]:
     rows: dict[str, Row] = {}
-    for where, row in _rows(path):
+    for where, row in found:
         if "question_id" not in row:
             raise DataError("field question_id is missing", where=where)
         number = str(row["question_id"])
@@ -166,8 +179,30 @@ def read_questions(path: Path, medium: str = "image") -> list[Row]:
             "label": row["label"],
         }
     if not rows:
-        raise DataError("holds no questions", where=str(path))
+        raise DataError("holds no questions", where=source)
     return list(rows.values())
+
+
+def _of_hub(data: str, split: str) -> list[Row]:
+    """The rows of one category of lmms-lab/POPE, each with its picture."""
+    found, pictures, others = list[tuple[str, Row]](), list[Media](), set[str]()
+    for where, row in read_rows(data):
+        if row.get("category") != split:
+            others.add(str(row.get("category")))
+            continue
+        pictures.append(media_of(row.get("image"), where))
+        told = {"image": str(row.get("image_source") or media_key(pictures[-1]))}
+        told |= {"text": row.get("question"), "label": row.get("answer")}
+        found.append((where, {**row, **told}))
+    if others and not found:
+        raise DataError(
+            "holds no question of the split",
+            where=data,
+            got=", ".join(sorted(others)),
+            wanted=split,
+        )
+    rows = _checked(found, "image", data)
+    return [{**row, "media": media} for row, media in zip(rows, pictures, strict=True)]
 
 
 def _rows(path: Path) -> Iterator[tuple[str, Row]]:

@@ -197,7 +197,8 @@ def test_runs_over_different_clips_are_not_compared(recipe: EvalRecipe):
 
 @pytest.mark.parametrize("kind", [Pope, Chair])
 def test_a_benchmark_is_over_pictures_or_over_clips(kind: type[Benchmark]):
-    files = {"split": "x", "questions": "q"} if kind is Pope else {"objects": "o", "synonyms": "s"}
+    told = {"split": "x", "questions": "q.json"}
+    files = told if kind is Pope else {"objects": "o", "synonyms": "s"}
     for folders in ({}, {"images": "p", "videos": "v"}):
         with pytest.raises(ConfigError, match="give either images or videos"):
             validate(files | folders, kind, "recipe")  # type: ignore[type-var]

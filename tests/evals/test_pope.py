@@ -1,6 +1,8 @@
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from evals.benchmarks.pope import Pope, official, read_questions, score_answers_file
 from mmalign.errors import DataError
 
+PNG = b"\x89PNG\r\n\x1a\n"
 NASTY = [
     "No.", "nope", "Yes, no", "NO", "not sure", "", "There is no dog, I think.", ",no", "yes\nno",
     "no\tyes", "Yes. No.", "no, not", "n,o", " No ", "No!", "none", ".no", "cannot", "Nothing.",
@@ -278,3 +281,24 @@ def test_files_on_other_sources_are_one_list(tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps([rows[0], rows[1] | {"label": "maybe"}]))
     with pytest.raises(DataError, match=r"bad.json, row 2: label is wrong; got maybe"):
         read_questions(tmp_path / "bad.json")
+
+
+def test_the_hub_s_rows_hold_pictures_and_all_splits(tmp_path):
+    rows = [
+        {"id": str(n), "question_id": str(n % 2), "question": "Dog?", "answer": "yes"}
+        | {"image_source": f"COCO_{n}", "category": ("random", "popular")[n // 2]}
+        | {"image": {"bytes": PNG + bytes([n]), "path": None}}
+        for n in range(4)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test-00000-of-00001.parquet")
+    bench = Pope(split="popular", questions=tmp_path)
+    asked = bench.requests()
+    assert [one.id for one in asked] == ["0", "1"]
+    assert [one.images[0].bytes for one in asked] == [PNG + bytes([2]), PNG + bytes([3])]
+    suite = bench.score({"0": "Yes.", "1": "No."})
+    assert suite.metrics["official/accuracy"].value == 0.5
+    assert [row["image"] for row in suite.items] == ["COCO_2", "COCO_3"]
+    with pytest.raises(DataError, match=r"of the split; got popular, random; wanted easy"):
+        Pope(split="easy", questions=tmp_path).requests()
+    with pytest.raises(ValueError, match="give either images or videos"):
+        Pope(split="easy", questions=tmp_path / "q.json")
