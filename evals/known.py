@@ -33,7 +33,7 @@ from evals.benchmarks import (
     vl_reward_bench,
     vqa,
 )
-from evals.rules import Rules
+from evals.rules import ANSWER_TOKENS, Rules
 
 RULES: dict[str, Rules] = {
     "pope": pope.RULES,
@@ -120,7 +120,7 @@ _TITLES = {
 
 # Counts that no table shows, and judges of pictures, whose scores are no shares.
 _OTHERS = {"mentions", "pick_score", "hps_v2", "aesthetic", "clip_score", "digit_style"}
-_NUMBERS = _OTHERS | {
+_NUMBERS = {ANSWER_TOKENS.key, *_OTHERS} | {
     metric.key for rules in RULES.values() for metric in rules.shown if not metric.percent
 }
 

@@ -14,7 +14,7 @@ from small_files import FILES
 from evals.config import AnyBenchmark
 from evals.judged import JudgedBench
 from evals.judging import Judged
-from evals.known import RULES, title_of
+from evals.known import RULES, is_number, title_of
 from evals.reward_pairs import RewardPairs
 from evals.stats import intervals
 from mmalign.errors import DataError
@@ -105,3 +105,11 @@ def test_what_the_report_shows_is_there(tested: Any):
     assert shown[0] in suite.metrics
     compared = RULES[tested.name].tests(suite.metrics)
     assert compared
+
+
+def test_counts_and_points_are_no_percentages():
+    assert is_number("answer_tokens")
+    assert is_number("official/points/attribute")
+    assert is_number("official/perception")
+    assert not is_number("official/accuracy")
+    assert not is_number("official/score")
