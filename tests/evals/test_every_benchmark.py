@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from small_files import FILES
 
 from evals.config import AnyBenchmark
@@ -105,3 +105,10 @@ def test_what_the_report_shows_is_there(tested: Any):
     assert shown[0] in suite.metrics
     compared = RULES[tested.name].tests(suite.metrics)
     assert compared
+
+
+def test_no_split_leads_out_of_the_folder_of_items(tested: Any):
+    assert "split" in type(tested).model_fields
+    settings = tested.model_dump() | {"split": "../../esc"}
+    with pytest.raises(ValidationError, match="wanted a name of letters"):
+        type(tested).model_validate(settings)
