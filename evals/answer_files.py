@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO, TypeVar
 
 from evals.base import read_jsonl
 from mmalign.errors import DataError
 from mmalign.store import write_atomically
 
+KeptT = TypeVar("KeptT")
 ANSWERS, MODEL = "answers.jsonl", "model.json"
 
 
@@ -28,8 +31,9 @@ class Answer:
 def read_model(folder: Path) -> dict[str, str]:
     """Name and fingerprint of the model whose answers a folder holds."""
     try:
-        return json.loads((folder / MODEL).read_text())
-    except (OSError, ValueError):
+        model = json.loads((folder / MODEL).read_text(encoding="utf-8"))
+        return {name: str(model[name]) for name in ("name", "fingerprint")}
+    except (OSError, ValueError, TypeError, KeyError):
         raise DataError(
             f"holds no readable {MODEL}", where=str(folder), fix="run the recipe first"
         ) from None
@@ -41,22 +45,33 @@ def write_model(folder: Path, model: dict[str, str]) -> None:
 
 
 def read_answers(folder: Path) -> dict[str, Answer]:
-    """A folder's answers by key, the later of two; a line that a kill cut short is removed."""
-    path = folder / ANSWERS
+    """A folder's answers by key, the later of two."""
+    return {one.key: one for one in read_kept(folder / ANSWERS, Answer)}
+
+
+def read_kept(path: Path, kind: type[KeptT]) -> Iterator[KeptT]:
+    """The lines of a file that runs append to, if it is there, each as a `kind`.
+
+    It is only read: a last line that a kill cut short is left out, and so is one that another
+    process is still writing.
+    """
     if not path.exists():
-        return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        write_atomically(path, whole)
-    answers: dict[str, Answer] = {}
-    for where, row in read_jsonl(path):
+        return
+    for where, row in read_jsonl(path, growing=True):
         try:
-            answer = Answer(**row)
+            yield kind(**row)
         except TypeError:
-            raise DataError("is no answer", where=where, fix="delete the line") from None
-        answers[answer.key] = answer
-    return answers
+            raise DataError(
+                f"is no {kind.__name__.lower()}", where=where, fix="delete the line"
+            ) from None
+
+
+def appending(path: Path) -> TextIO:
+    """Open a file that `read_kept` reads to append lines; a last one that a kill cut is removed."""
+    if path.exists():
+        with open(path, "rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    return open(path, "a", encoding="utf-8", newline="\n")
 
 
 def line_of(answer: Answer) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from evals.answer_files import ANSWERS, Answer, line_of, read_answers, write_model
+from evals.answer_files import ANSWERS, Answer, appending, line_of, read_answers, write_model
 from evals.base import Benchmark
 from evals.benchmarks.verifiable import VerifiableBench
 from evals.config import EvalModel, EvalRecipe
@@ -102,7 +102,7 @@ def _ask(
         [_sampling(benchmark) for benchmark, _ in asked],
     )
     arriving = recipe.engine.run(answering, chunks, told)
-    with open(recipe.output / ANSWERS, "a", encoding="utf-8", newline="\n") as file:
+    with appending(recipe.output / ANSWERS) as file:
         for number, replies in log.progress(arriving, label=recipe.name, total=len(chunks)):
             for id, made in replies:
                 if isinstance(made, MmalignError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,14 @@ def _has_place(prompt: str) -> str:
     return prompt
 
 
+def _is_a_name(split: str) -> str:
+    if not re.fullmatch(r"[\w.-]+", split) or split in (".", ".."):
+        raise ValueError("wanted a name of letters, digits, _, . and -")
+    return split
+
+
+# A part of a suite's key, which names files: a word, and never a way into another folder.
+Split = Annotated[str, AfterValidator(_is_a_name)]
 # What is asked, with the place of the question.
 QuestionPrompt = Annotated[str, AfterValidator(_has_place)]
 
@@ -125,16 +134,19 @@ def cluster_of(row: Row) -> str:
     return row["cluster"] if "cluster" in row else shown(row)
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+def read_jsonl(path: Path, *, growing: bool = False) -> Iterator[tuple[str, Row]]:
     """Yield ("file, line n", row) for each line that is not blank.
 
-    Raises DataError when the file is missing or a line holds no JSON object.
+    growing: leave out a last line without its end, which a kill cut short, or which is being
+    written. Raises DataError when the file is missing or a line holds no JSON object.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fix = "check that it is there, and is UTF-8 text"
         raise DataError(f"cannot be read ({error})", where=str(path), fix=fix) from None
+    if growing:
+        text = text[: text.rfind("\n") + 1]
     # Not splitlines: a JSON string may hold U+2028, which that takes for the end of a line.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -142,7 +154,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"is not JSON ({error})", where=where) from None
         if not isinstance(row, dict):
             raise DataError("is no JSON object", where=where, got=type(row).__name__)

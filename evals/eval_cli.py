@@ -158,8 +158,16 @@ def power(
     from evals.power import num_needed, power_of
     from mmalign.errors import ConfigError
 
-    if (a is None or b is None) == (discordance is None):
-        raise ConfigError("give either two runs or --discordance", where="mmalign eval power")
+    where = "mmalign eval power"
+    if [a is None, b is None] != [discordance is not None] * 2:
+        raise ConfigError("give either two runs or --discordance", where=where)
+    if not 0 < points < 100:
+        raise ConfigError(
+            "is no difference of two shares",
+            where=f"{where} --points",
+            got=f"{points:g}",
+            wanted="points of percent, above 0 and below 100",
+        )
     if discordance is not None:
         needed = num_needed(points / 100, discordance, power=chance)
         typer.echo(f"{needed} questions, if each is on a picture of its own")

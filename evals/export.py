@@ -16,8 +16,9 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,9 @@ def export_run(
     held = {suite["key"]: suite for suite in results["suites"]}
     if unknown := [key for key in suites if key not in held]:
         raise ConfigError("has no such suite", where=str(run), got=unknown[0], wanted=[*held])
-    model = _file_name(name or run.absolute().name)
+    model = _file_name(name or Path(os.path.abspath(run)).name)
+    if model in ("", ".", ".."):
+        raise ConfigError("names no folder", where="name", got=model, wanted="a word")
     taken: dict[str, list[Row]] = {}
     left_out: dict[str, str] = {}
     for key in suites or held:
@@ -84,6 +87,14 @@ def export_run(
             taken[key] = items
         else:
             left_out[key] = f"items of {held[key]['benchmark']} are no questions with an answer"
+    for file, keys in _by_file(taken).items():
+        if len(keys) > 1:
+            raise ConfigError(
+                "suites would be written into one file",
+                where=str(run),
+                got=f"{', '.join(keys)}, both {file}",
+                fix="export them one by one, into different folders: --suite",
+            )
     if not taken:
         raise DataError("has nothing to export", where=str(run), got="; ".join(left_out.values()))
     files = _WRITERS[format](
@@ -97,6 +108,13 @@ def export_run(
     for file, text in files.items():
         write_atomically(output / model / file, text)
     return Exported(written=[output / model / file for file in files], left_out=left_out)
+
+
+def _by_file(keys: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        found.setdefault(_file_name(key), []).append(key)
+    return found
 
 
 def _lmms_eval(run: _Run) -> dict[str, str]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, PositiveInt, field_validator
 
-from evals.base import Row, Suite, read_jsonl
+from evals.base import Row, Split, Suite, read_jsonl
 from evals.rules import Rules
 from evals.stats import Ratio, mean, ratio
 from mmalign import log
@@ -62,7 +62,7 @@ class ImagePreferenceRecipe(Strict):
     model: DiffusionConfig
     output: Path
     prompts: Path
-    split: str | None = None
+    split: Split | None = None
     limit: PositiveInt | None = None
     per_prompt: PositiveInt = 1
     sampling: ImageSampling = ImageSampling()

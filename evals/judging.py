@@ -21,15 +21,14 @@ from typing import Any
 
 from pydantic import PositiveInt, field_validator
 
-from evals.base import read_jsonl
+from evals.answer_files import appending, read_kept
 from mmalign import log
 from mmalign.config import Strict
-from mmalign.errors import DataError, MmalignError
+from mmalign.errors import MmalignError
 from mmalign.generate.base import Generation, Generator, Request, Sampling
 from mmalign.generate.server import ServerConfig, Unanswered, with_ledger
 from mmalign.media import media_key
 from mmalign.records import Media
-from mmalign.store import write_atomically
 
 VERDICTS = "verdicts.jsonl"
 # Whether a reply holds a verdict.
@@ -91,7 +90,7 @@ class Judge:
         self.config, self.path = config, folder / VERDICTS
         self._generator = generator
         self._settings = config.server.model_dump(mode="json")
-        self._kept = _read(self.path)
+        self._kept = {one.key: one for one in read_kept(self.path, Verdict)}
 
     def open(self) -> None:
         """Make sure that the judge can be asked. Raises ModelError, such as without its key."""
@@ -105,26 +104,28 @@ class Judge:
         answered at all; those that were are kept.
         """
         texts: dict[str, list[str]] = {request.id: [] for request in requests}
-        used: list[Verdict] = []
+        used: dict[str, Verdict] = {}
         for repeat in range(1, self.config.repeats + 1):
             left, found = list(requests), dict[str, str]()
             for num_try in range(1, self.config.tries + 1):
                 given = self._verdicts(benchmark, left, repeat, num_try)
-                used += given.values()
+                used |= {verdict.key: verdict for verdict in given.values()}
                 found |= {id: verdict.text for id, verdict in given.items()}
                 left = [one for one in left if not holds(one.id, found[one.id])]
                 if not left:
                     break
             for id, text in found.items():
                 texts[id].append(text)
-        return Judged(texts=texts, told=self._told(used))
+        return Judged(texts=texts, told=self._told([*used.values()]))
 
     def _verdicts(
         self, benchmark: str, requests: Sequence[Request], repeat: int, num_try: int
     ) -> dict[str, Verdict]:
         """By request id, after asking for those that are not kept."""
         keys = {request.id: self._key(request, repeat, num_try) for request in requests}
-        missing = [request for request in requests if keys[request.id] not in self._kept]
+        # Once for each key: the same answer to the same question may stand in several items.
+        once = {keys[request.id]: request for request in requests}
+        missing = [request for key, request in once.items() if key not in self._kept]
         if missing:
             self.open()
         size = self.config.server.concurrency * 4
@@ -155,7 +156,7 @@ class Judge:
             made: Sequence[Generation | None] = self._generator.generate(requests, sampling)
         except Unanswered as error:
             made, problem = error.generations, error
-        with open(self.path, "a", encoding="utf-8", newline="\n") as file:
+        with appending(self.path) as file:
             for request, one in zip(requests, made, strict=True):
                 if one is None:
                     continue
@@ -209,24 +210,6 @@ def own_variance(scores: Sequence[float]) -> dict[str, Any]:
     """
     spread = statistics.stdev(scores) if len(scores) > 1 else None
     return {"scores": list(scores), "standard_deviation": spread}
-
-
-def _read(path: Path) -> dict[str, Verdict]:
-    """Verdicts by key; a line that a kill cut short is removed."""
-    if not path.exists():
-        return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        write_atomically(path, whole)
-    kept: dict[str, Verdict] = {}
-    for where, row in read_jsonl(path):
-        try:
-            verdict = Verdict(**row)
-        except TypeError:
-            raise DataError("is no verdict", where=where, fix="delete the line") from None
-        kept[verdict.key] = verdict
-    return kept
 
 
 def _hash(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from evals.base import QuestionPrompt, Row, Suite, check_known
+from evals.base import QuestionPrompt, Row, Split, Suite, check_known
 from evals.rules import YES_RATIO, Metric, Metrics, Rules, Test
 from evals.stats import Ratio, mean, ratio
 from mmalign.config import Strict
@@ -69,7 +69,7 @@ class Asking(Strict):
     method: how answers are scored, in words.
     """
 
-    split: str | None = None
+    split: Split | None = None
     prompt: QuestionPrompt = "{question}"
     limit: int | None = Field(default=None, ge=1)
     max_new_tokens: int = Field(default=16, ge=1)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from evals.image_preference import BENCHMARK as DRAWN
 from evals.report import Evaluation, Report, ReportRun, measures, suite_title
-from evals.report_tables import Cell, suite_table
+from evals.report_tables import Cell, plain, suite_table
 from evals.report_words import correction, listed, sentences
 from mmalign.errors import DataError
 
@@ -25,6 +24,11 @@ from mmalign.errors import DataError
 _SECTIONS = ("model", "start_from", "data", "loss", "reference", "rollouts", "optim")
 # A hub name at a commit, as evaluations name it; a folder has sixteen digits.
 _ON_HUB = re.compile(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}")
+
+# Between the two of "base@hash+adapter@hash": a folder's name may hold a + itself.
+_MODEL_AND_ADAPTER = re.compile(r"(?:(?<=@[0-9a-f]{16})|(?<=@[0-9a-f]{40}))\+|\+(?=[/~])")
+# How a path begins that says where on whose machine something lies.
+_ABSOLUTE = re.compile(r"[/~]|file:|[A-Za-z]:[\\/]|\\\\")
 
 
 def model_card(report: Report) -> str:
@@ -52,12 +56,6 @@ def model_card(report: Report) -> str:
         parts += ["### Training", *trained]
     parts += ["### How it was evaluated", *_evaluated(report)]
     return "\n\n".join(parts) + "\n"
-
-
-def plain(text: str) -> str:
-    """Text as Markdown that shows it as it is, in one line: no markup, end of a cell or HTML."""
-    escaped = re.sub(r"([\\`*_\[\]#|~$>:@-])", r"\\\1", " ".join(text.split()))
-    return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _entry(report: Report, run: Evaluation) -> dict[str, Any]:
@@ -98,7 +96,7 @@ def _task(suite: Mapping[str, Any]) -> str:
 def _named(evaluation: Evaluation) -> str:
     """An evaluation with its model and the revision or hash of that."""
     model = str(evaluation.results.get("model", ""))
-    parts = [_public(part) for part in model.split("+")]
+    parts = [_public(part) for part in _MODEL_AND_ADAPTER.split(model)]
     return plain(f"{evaluation.name} ({' + '.join(parts)})" if model else evaluation.name)
 
 
@@ -108,17 +106,28 @@ def _table(columns: list[str], rows: list[list[Cell]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _training(run: ReportRun) -> str:
-    """What the recipe of a training run says of its method; empty where there is none."""
+def recipe_text(run: ReportRun) -> str | None:
+    """The recipe of a training run, if there is one. Raises DataError where it is no text."""
     path = run.train / "recipe.yaml" if run.train else None
     if path is None or not path.exists():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot be read ({error})", where=str(path)) from None
+
+
+def _training(run: ReportRun) -> str:
+    """What the recipe of a training run says of its method; empty where there is none."""
+    text, where = recipe_text(run), f"{run.train}/recipe.yaml"
+    if text is None:
         return ""
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot be read ({error})", where=str(path)) from None
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise DataError(f"cannot be read ({error})", where=where) from None
     if not isinstance(recipe, dict):
-        raise DataError("is no recipe", where=str(path), got=type(recipe).__name__)
+        raise DataError("is no recipe", where=where, got=type(recipe).__name__)
     loss = recipe.get("loss")
     name = loss.get("name") if isinstance(loss, dict) else loss
     method = f", trained by {plain(str(name))}" if name else ""
@@ -155,7 +164,9 @@ def _public(value: Any) -> Any:
         return {key: _public(part) for key, part in value.items()}
     if isinstance(value, list):
         return [_public(part) for part in value]
-    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
+    if isinstance(value, str) and _ABSOLUTE.match(value):
+        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return value
 
 
 def _yaml(data: object) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from evals.known import RULES
-from evals.report import Evaluation, Report, categories, suite_title
+from evals.report import Evaluation, Report, categories, finite, suite_title
 from evals.report_tables import category_table
 from evals.rules import Metric
 from mmalign.report.page import Page
@@ -120,8 +120,7 @@ def add_curves(page: Page, report: Report) -> None:
     drawn: list[tuple[str, str]] = []
     for key, (title, caption) in _CURVES.items():
         series = {
-            name: _binned([(step, row[key]) for step, row in history.items() if key in row])
-            for name, history in report.histories.items()
+            name: _binned(_points(history, key)) for name, history in report.histories.items()
         }
         if any(series.values()):
             drawn.append((curves(series, "step", title), caption))
@@ -132,6 +131,12 @@ def add_curves(page: Page, report: Report) -> None:
             page.paragraph(f"A run's steps are averaged into {_CURVE_POINTS} points at most.")
         for svg, caption in drawn:
             page.figure(svg, caption)
+
+
+def _points(history: Mapping[int, dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    """A measure by step; a step where it is null or not finite is left out."""
+    found = ((step, finite(row.get(key))) for step, row in history.items())
+    return [(step, value) for step, value in found if value is not None]
 
 
 def _binned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -7,6 +7,7 @@ same bytes.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,14 +18,15 @@ import yaml
 from evals.known import RULES
 from evals.report import Report, finite, headline, suite_title
 from evals.report_answers import add_answers
-from evals.report_card import model_card
+from evals.report_card import model_card, recipe_text
 from evals.report_changes import Changes, add_changes
 from evals.report_figures import add_categories, add_chair, add_curves
 from evals.report_pictures import add_pictures, add_samples
 from evals.report_probes import add_probes
 from evals.report_scenes import add_scenes
-from evals.report_tables import Grid, difference_tables, suite_table, value_tables
+from evals.report_tables import Grid, difference_tables, plain, suite_table, value_tables
 from evals.report_words import asked_apart, correction, explanation, listed, sentences, unanswered
+from mmalign.errors import ConfigError
 from mmalign.report.page import Marked, Page
 from mmalign.store import write_atomically
 
@@ -39,8 +41,16 @@ _BESIDE = (
 
 
 def write(report: Report) -> Path:
-    """Write report.html, report.md, model_card.md and results.json into the recipe's output."""
+    """Write report.html, report.md, model_card.md and results.json into the recipe's output.
+
+    Raises ConfigError for a name that cannot be drawn, DataError for a training recipe that cannot
+    be read; nothing is written then.
+    """
     output = report.recipe.output
+    for evaluation in report.evaluations:
+        # Half a surrogate pair has no glyph and no UTF-8, a control character no width.
+        if any(unicodedata.category(character) in ("Cc", "Cs") for character in evaluation.name):
+            raise ConfigError("holds no text", where="name", got=ascii(evaluation.name))
     (page, changed), card = _page(report), model_card(report)
     results = json.dumps(_results(report, changed), indent=2) + "\n"
     write_atomically(output / "results.json", results)
@@ -94,8 +104,7 @@ def _page(report: Report) -> tuple[Page, dict[str, dict[str, Changes]]]:
         read = {key: evaluation.reading(key) for key in report.suites if key in evaluation.suites}
         page.code(_yaml(evaluation.results | {"suites": read}), f"Evaluation of {evaluation.name}")
     for run in recipe.runs:
-        if run.train and (run.train / "recipe.yaml").exists():
-            text = (run.train / "recipe.yaml").read_text(encoding="utf-8")
+        if (text := recipe_text(run)) is not None:
             page.code(text, f"Training recipe of {run.name}")
     return page, changed
 
@@ -160,15 +169,16 @@ def _markdown(report: Report, changed: Mapping[str, Mapping[str, Changes]]) -> s
     whole = [suite_table(report)] if len(report.suites) > 1 else []
     grids = [*whole, *value_tables(report), *difference_tables(report)]
     tables = "\n".join(grid.markdown() for grid in grids)
-    summary = "\n".join(f"- {name}: {sentence}" for name, sentence in sentences(report).items())
-    note = f"{report.recipe.note}\n\n" if report.recipe.note else ""
+    said = sentences(report).items()
+    summary = "\n".join(f"- {plain(name)}: {plain(sentence)}" for name, sentence in said)
+    note = f"{plain(report.recipe.note)}\n\n" if report.recipe.note else ""
     lines = "".join(
-        f"- {suite_title(report.suites[key])}, {run}: {one.counts}\n"
+        f"- {plain(suite_title(report.suites[key]))}, {plain(run)}: {one.counts}\n"
         for run, of_run in changed.items()
         for key, one in of_run.items()
     )
     lines = f"\nFixed and broken answers\n\n{lines}" if lines else ""
-    return f"# {report.recipe.title}\n\n{summary}\n\n{note}{tables}{lines}"
+    return f"# {plain(report.recipe.title)}\n\n{summary}\n\n{note}{tables}{lines}"
 
 
 def _of(report: Report) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,12 @@ from mmalign.report.page import Kind, Marked
 
 Cell = str | Marked | None
 _KINDS: dict[str, Kind] = {"better": "good", "worse": "bad"}
+
+
+def plain(text: str) -> str:
+    """Text as Markdown that shows it as it is, in one line: no markup, end of a cell or HTML."""
+    escaped = re.sub(r"([\\`*_\[\]#|~$>:@-])", r"\\\1", " ".join(text.split()))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;")
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,7 @@ class Grid:
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
         lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
         body = "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
-        return f"{self.caption}\n\n{body}\n"
+        return f"{plain(self.caption)}\n\n{body}\n"
 
 
 def suite_table(report: Report) -> Grid:
@@ -143,4 +150,4 @@ def _size(suite: Mapping[str, Any]) -> str:
 
 
 def _one_line(cell: Cell) -> str:
-    return "–" if cell is None else " ".join(str(cell).split()).replace("|", r"\|")
+    return "–" if cell is None else plain(str(cell))

@@ -5,13 +5,14 @@
     cut_rate        of critiques that the model wrote, the share that its token limit cut
 
 A benchmark reads its own files into `Pair`s; asking, scoring and the row of a pair are here. A pair
-without both rewards is wrong. Models that judge two responses in one prompt, in words, are left
-out.
+without two finite rewards is wrong. Models that judge two responses in one prompt, in words, are
+left out.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, PositiveInt, model_validator
 
-from evals.base import Row, Suite, check_known
+from evals.base import Row, Split, Suite, check_known
 from evals.frames import with_frames
 from evals.questions import by_category
 from evals.stats import Ratio, mean, ratio
@@ -78,7 +79,7 @@ class RewardPairs(Strict):
     limit: only the first so many pairs. method: what counts as right, in words.
     """
 
-    split: str | None = None
+    split: Split | None = None
     media_root: Path | None = None
     critiques: CritiqueSource = "self"
     num_critics: PositiveInt = 1
@@ -301,7 +302,9 @@ def _item(pair: Pair, answers: Mapping[str, str]) -> Row:
 def _read(answer: str, name: str) -> dict[str, Any]:
     try:
         found = json.loads(answer)
-        return {**found, "reward": float(found["reward"])}
+        reward = float(found["reward"])
+        # A weight gone wrong rewards nothing: "nan against 0.0" would count as an answer.
+        return {**found, "reward": reward if math.isfinite(reward) else None}
     except (ValueError, TypeError, KeyError):
         raise DataError(
             "is no reward",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from evals.compare import Comparison, matched
 from evals.stats import pooled, pooled_difference
+from mmalign.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +30,13 @@ def compare_pooled(
     """Compare the runs of side b with those of side a on every suite that all of them hold.
 
     Pictures and runs are both drawn (evals.stats.pooled_difference), for every metric. Metrics that
-    are of two runs alone, such as win rates, are left out. Raises DataError as `compare` does.
+    are of two runs alone, such as win rates, are left out. Raises DataError as `compare` does,
+    ConfigError where a side is given a run twice.
     """
+    for side in (a_dirs, b_dirs):
+        counts = Counter(Path(run).resolve() for run in side)
+        if twice := [str(run) for run, count in counts.items() if count > 1]:
+            raise ConfigError("is one run, and given twice", where=twice[0], fix="name it once")
     found: list[PooledComparison] = []
     for suite in matched([*a_dirs, *b_dirs]):
         by_run = [suite.rules.numbers(items) for items in suite.items]

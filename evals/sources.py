@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import csv
 import json
 import re
@@ -21,6 +20,12 @@ _HUB = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?")
 # How files of a split are called: "test-00000-of-00001.parquet", or "testmini.parquet".
 _SHARD = re.compile(r"([A-Za-z]\w*?)(?:-\d.*)?\.parquet")
 _SPLIT = re.compile(r"(?:train|test|val|dev)\w*")
+# How files of pictures begin: PNG, JPEG, GIF, WebP, BMP, TIFF in either order of bytes.
+_PICTURE = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0{4}|II\*\0|MM\0\*", re.DOTALL
+)
+# Of a path, in characters, as Linux has it.
+_LONGEST_PATH = 4096
 _TABLES = {".tsv": "\t", ".csv": ","}
 
 
@@ -56,21 +61,27 @@ def media_of(value: Any, where: str) -> Media:
 
     Raises DataError on anything else.
     """
-    if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):
-        return Media(bytes=value["bytes"])
     if isinstance(value, dict):
-        value = value.get("path")
+        value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes) and value:
         return Media(bytes=value)
     if isinstance(value, str) and value.strip():
-        # A file's name is short, and a picture in base64 is long.
-        if len(value) < 256 and "\n" not in value:
+        # A picture in base64 is long; so may be a file's name, even one that base64 could be.
+        is_long = len(value) >= 256 or "\n" in value
+        if is_long and (picture := _from_base64(value)) is not None:
+            return Media(bytes=picture)
+        if len(value) <= _LONGEST_PATH and "\n" not in value:
             return Media(path=value)
-        try:
-            return Media(bytes=base64.b64decode(value, validate=False))
-        except (binascii.Error, ValueError):
-            pass
     raise DataError("holds no picture", where=where, got=repr(value)[:60])
+
+
+def _from_base64(text: str) -> bytes | None:
+    """The picture that a text holds, if it is one in base64, which may be broken into lines."""
+    try:
+        held = base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:
+        return None
+    return held if _PICTURE.match(held) else None
 
 
 def read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
@@ -79,11 +90,11 @@ def read_json(path: Path, kind: type[list[Any]] | type[dict[str, Any]]) -> Any:
     Raises DataError when the file is missing, is no JSON, holds something else, or has a key twice.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_keys_once)
+        found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_keys_once)
     except (OSError, UnicodeDecodeError) as error:
         fix = "check that it is there, and is UTF-8 text"
         raise DataError(f"cannot be read ({error})", where=str(path), fix=fix) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"is not JSON ({error})", where=str(path)) from None
     return of_kind(found, kind, str(path))
 

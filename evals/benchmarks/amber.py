@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from evals.base import QuestionPrompt, Row, Suite, check_known
+from evals.base import QuestionPrompt, Row, Split, Suite, check_known
 from evals.benchmarks.amber_files import (
     DIMENSIONS,
     GENERATIVE,
@@ -49,7 +49,7 @@ class Amber(Strict):
     """
 
     name: Literal["amber"] = "amber"
-    split: str | None = None
+    split: Split | None = None
     images: Path
     queries: tuple[Path, ...] = Field(min_length=1)
     annotations: Path

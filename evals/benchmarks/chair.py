@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from evals.base import OverMedia, Row, Suite, check_known, read_jsonl, text_field
+from evals.base import OverMedia, Row, Split, Suite, check_known, read_jsonl, text_field
 from evals.rules import Metric, Rules
 from evals.stats import Ratio, ratio
 from mmalign.errors import DataError
@@ -64,7 +64,7 @@ class Chair(OverMedia):
     """
 
     name: Literal["chair"] = "chair"
-    split: str | None = None
+    split: Split | None = None
     instances: Path | None = None
     captions: Path | None = None
     objects: Path | None = None

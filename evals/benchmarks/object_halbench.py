@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from evals.base import QuestionPrompt, Row, Suite, check_known, read_jsonl, text_field
+from evals.base import QuestionPrompt, Row, Split, Suite, check_known, read_jsonl, text_field
 from evals.benchmarks.chair import (
     DOUBLE_WORDS,
     Mention,
@@ -50,7 +50,7 @@ class ObjectHalBench(Strict):
     """
 
     name: Literal["object_halbench"] = "object_halbench"
-    split: str | None = None
+    split: Split | None = None
     data: str
     images: Path | None = None
     instances: tuple[Path, ...] = Field(min_length=1)

@@ -13,7 +13,16 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from evals.base import OverMedia, QuestionPrompt, Row, Suite, check_known, read_jsonl, text_field
+from evals.base import (
+    OverMedia,
+    QuestionPrompt,
+    Row,
+    Split,
+    Suite,
+    check_known,
+    read_jsonl,
+    text_field,
+)
 from evals.rules import Metric, Rules
 from evals.sources import media_of, read_rows
 from evals.stats import Ratio, mean, ratio
@@ -37,7 +46,7 @@ class Pope(OverMedia):
     """
 
     name: Literal["pope"] = "pope"
-    split: str
+    split: Split
     questions: Path
     prompt: QuestionPrompt = "{question}\nAnswer with a single word or phrase."
     limit: int | None = Field(default=None, ge=1)

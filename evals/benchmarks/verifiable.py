@@ -21,7 +21,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from evals.base import Row, Suite, check_known
+from evals.base import Row, Split, Suite, check_known
 from evals.rules import Metric, Rules
 from evals.stats import Ratio, mean, ratio
 from mmalign.config import Strict
@@ -61,7 +61,7 @@ class VerifiableBench(Strict):
     """
 
     name: Literal["verifiable"] = "verifiable"
-    split: str | None = None
+    split: Split | None = None
     data: Path
     decoding: EvalDecoding = EvalDecoding()
     max_new_tokens: PositiveInt = 1024

@@ -12,10 +12,10 @@ neighbours. `transformers serve` samples only where the checkpoint's generation 
 from __future__ import annotations
 
 import random
+import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -34,9 +34,10 @@ from mmalign.clips import FrameSampling
 from mmalign.config import Strict
 from mmalign.errors import ModelError
 from mmalign.generate.base import Generation, Request, Sampling, request_seed
+from mmalign.generate.budget import Account
 from mmalign.generate.chat import Ask, make_ask
 from mmalign.generate.client import ChatClient, Passing
-from mmalign.generate.ledger import Answer, Ledger
+from mmalign.generate.ledger import Answer
 from mmalign.log import get_logger
 
 logger = get_logger("generate.server")
@@ -47,6 +48,13 @@ LONGEST_BACKOFF_SECONDS = 60.0
 # A server that asks for a longer pause than this is not worth waiting for.
 LONGEST_PAUSE_SECONDS = 600.0
 _SET_BY_US = frozenset({"model", "messages", "stream", "n", "max_tokens", "max_completion_tokens"})
+# Names of what no file may show. Not max_tokens, top_k, nor those that chat templates and OpenAI's
+# cache have.
+_SECRET = re.compile(
+    r"(?!prompt_cache_key$|(?:bos|eos|pad|unk)_token$)"
+    r"(?:(?:.*[_-])?key|.*(?:apikey|token|secret|password|authorization))",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 class ServerConfig(Strict):
@@ -87,33 +95,33 @@ class ServerConfig(Strict):
     price_prompt: NonNegativeFloat = Field(default=0.0, exclude=True)
     price_completion: NonNegativeFloat = Field(default=0.0, exclude=True)
 
-    @field_validator("base_url")
-    @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("wanted an address such as http://localhost:8000/v1")
-        return url
-
     @field_validator("extra")
     @classmethod
     def _leaves_ours_alone(cls, extra: dict[str, Any]) -> dict[str, Any]:
         if ours := sorted(_SET_BY_US & extra.keys()):
             raise ValueError(f"{', '.join(ours)} cannot be set here")
+        if secret := next(filter(_SECRET.fullmatch, _names(extra)), None):
+            raise ValueError(
+                f"{secret} looks like a secret, which results would show; name the environment "
+                "variable that holds the key in api_key_env"
+            )
         return extra
 
     @model_validator(mode="after")
-    def _fits_together(self) -> ServerConfig:
+    def _is_an_address(self) -> ServerConfig:
         # Not the address's own check, whose message would show what is secret in it.
         parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("base_url: wanted an address such as http://localhost:8000/v1")
         if "@" in parts.netloc or parts.query:
             raise ValueError("base_url holds a password or a query; keys come from api_key_env")
-        if self.ledger is None and (self.max_requests or self.max_total_tokens):
-            raise ValueError("a budget needs a ledger, which keeps what was paid for")
         return self
 
     def load(self) -> ServerGenerator:
-        """Open the ledger and a client; the server is not asked yet."""
+        """Open the ledger and a client; the server is not asked yet.
+
+        Raises ConfigError where there is a budget and no ledger.
+        """
         return ServerGenerator(self)
 
     def sampling(self, seed: int) -> Sampling:
@@ -126,13 +134,19 @@ class ServerConfig(Strict):
         )
 
 
+def _names(value: Any) -> Iterator[str]:
+    """The names of all fields inside, at any depth."""
+    if isinstance(value, dict):
+        yield from map(str, value)
+        value = [*value.values()]
+    if isinstance(value, list):
+        for part in value:
+            yield from _names(part)
+
+
 def with_ledger(config: ServerConfig, ledger: Path) -> ServerConfig:
     """The same with this ledger, unless it has one: what was paid for outlives a crash."""
     return config if config.ledger is not None else config.model_copy(update={"ledger": ledger})
-
-
-class BudgetReached(ModelError):
-    """A cap was reached; what was answered is in the ledger."""
 
 
 class Unanswered(ModelError):
@@ -172,7 +186,12 @@ class ServerGenerator:
             api_key_env=config.api_key_env,
             timeout_seconds=config.timeout_seconds,
         )
-        self._account = _Account(config)
+        self._account = Account(
+            config.ledger,
+            model=config.model,
+            max_requests=config.max_requests,
+            max_total_tokens=config.max_total_tokens,
+        )
         self._slots = threading.BoundedSemaphore(config.concurrency)
         self._closed = threading.Event()
 
@@ -298,61 +317,6 @@ class ServerGenerator:
             completion,
             f", cost {cost / 1e6:.4f}" if cost else "",
         )
-
-
-class _Account:
-    """The ledger, and what may still be spent by it; without a ledger, no cap and no memory."""
-
-    def __init__(self, config: ServerConfig) -> None:
-        self.config = config
-        self.ledger = Ledger(config.ledger) if config.ledger is not None else None
-        self._lock = threading.Lock()
-        self._on_their_way = 0
-
-    def known(self, key: str) -> Answer | None:
-        return self.ledger.get(key) if self.ledger is not None else None
-
-    @contextmanager
-    def reserved(self) -> Iterator[Callable[[Ask, Answer], None]]:
-        """A place in the budget for one request; yields what books its answer."""
-        with self._lock:
-            self._check()
-            self._on_their_way += 1
-        answered = False
-
-        def book(ask: Ask, answer: Answer) -> None:
-            nonlocal answered
-            if self.ledger is not None:
-                # Under one lock with the count of those on their way, so that none counts twice.
-                with self._lock:
-                    self.ledger.add(ask.key, answer, model=self.config.model, request_id=ask.id)
-                    self._on_their_way -= 1
-                    answered = True
-
-        try:
-            yield book
-        finally:
-            if not answered:
-                with self._lock:
-                    self._on_their_way -= 1
-
-    def _check(self) -> None:
-        if self.ledger is None:
-            return
-        spent, config = self.ledger.spent(self.config.model), self.config
-        num_requests = spent.num_answers + self._on_their_way
-        for name, used, cap in (
-            ("max_requests", num_requests, config.max_requests),
-            ("max_total_tokens", spent.num_tokens, config.max_total_tokens),
-        ):
-            if cap is not None and used >= cap:
-                raise BudgetReached(
-                    f"the budget of {name} is reached; what was answered is kept",
-                    where=str(config.ledger),
-                    got=used,
-                    wanted=f"less than {cap}",
-                    fix=f"raise {name} and start again to go on from there",
-                )
 
 
 class _Run:

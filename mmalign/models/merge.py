@@ -26,13 +26,20 @@ _logger = log.get_logger("models")
 def merge_into(config: ModelConfig, output: Path) -> None:
     """Merge the config's adapter into its base, in float32, as a checkpoint in a new folder.
 
-    Whole or absent: a folder that is there can be loaded. Raises ModelError where it holds files.
+    Whole or absent: a folder that is there can be loaded. Raises ModelError where it holds files
+    or is none.
     A config without an adapter gives a copy.
     """
     from mmalign.models.load import load_policy
 
+    output, choose = output.resolve(), "choose a new folder"
+    nearest = next(one for one in (output, *output.parents) if one.exists())
+    if not nearest.is_dir():
+        raise ModelError("is no folder", where=str(nearest), fix=choose)
     if output.exists() and any(output.iterdir()):
-        raise ModelError("is not empty", where=str(output), fix="choose a new folder")
+        raise ModelError("is not empty", where=str(output), fix=choose)
+    if output == Path.cwd():
+        raise ModelError("is where this command runs", where=str(output), fix=choose)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     policy = load_policy(config.model_copy(update={"dtype": "float32"}))

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from small_files import FILES
 
 from evals.config import AnyBenchmark
@@ -113,3 +113,10 @@ def test_counts_and_points_are_no_percentages():
     assert is_number("official/perception")
     assert not is_number("official/accuracy")
     assert not is_number("official/score")
+
+
+def test_no_split_leads_out_of_the_folder_of_items(tested: Any):
+    assert "split" in type(tested).model_fields
+    settings = tested.model_dump() | {"split": "../../esc"}
+    with pytest.raises(ValidationError, match="wanted a name of letters"):
+        type(tested).model_validate(settings)

@@ -224,12 +224,24 @@ def test_what_is_no_question_with_an_answer_is_left_out(recipe):
     ("arguments", "match"),
     [
         ({"format": "csv"}, "unknown format; got csv; wanted lmms-eval or vlmevalkit"),
+        ({"name": ".."}, r"name: names no folder; got \.\.; wanted a word"),
         ({"suites": ["pope"]}, r"no such suite; got pope; wanted \['pope-a', 'chair'\]"),
     ],
 )
 def test_wrong_arguments_are_told(run, arguments, match):
     with pytest.raises(ConfigError, match=match):
         export_run(run, **({"format": "lmms-eval", "output": "out"} | arguments))
+
+
+def test_two_suites_are_not_written_into_one_file(run):
+    results = json.loads((run / "results.json").read_text())
+    pope = results["suites"][0]
+    results["suites"] = [pope | {"key": "pope-a/b"}, pope | {"key": "pope-a|b"}]
+    (run / "results.json").write_text(json.dumps(results))
+    for form in ("lmms-eval", "vlmevalkit"):
+        with pytest.raises(ConfigError, match=r"got pope-a/b, pope-a\|b, both pope-a__b"):
+            export_run(run, form, "out")
+    assert not Path("out").exists()
 
 
 def test_an_unfinished_run_is_refused(run):

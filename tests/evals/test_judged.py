@@ -12,11 +12,12 @@ import pytest
 from evals.benchmarks.mmhal import MmHal
 from evals.compare import compare
 from evals.config import EvalRecipe
-from evals.judging import VERDICTS, Judged
+from evals.judging import VERDICTS, Judge, Judged
 from evals.run import evaluate, rescore
 from mmalign.config import validate
 from mmalign.errors import ConfigError, DataError, ModelError
 from mmalign.generate.base import Generation, Request, Sampling
+from mmalign.generate.budget import BudgetReached
 
 ANSWERS = {"1": "Two cats.", "2": "A red {reference} car.", "3": "Rating: 6 <script>"}
 
@@ -126,6 +127,42 @@ def test_verdicts_are_kept_and_asked_for_once(tmp_path: Path, scripted):
     assert rescore(done, plan) == done
     assert (done / "results.json").read_bytes() == first
     assert len(scripted.bodies) == 3
+
+
+def test_the_same_answer_to_the_same_question_is_judged_once(tmp_path: Path, scripted):
+    scripted.script = by_question({"1": "Rating: 5", "3": "Rating: 2"})
+    plan = recipe(tmp_path, scripted.url)
+    file = tmp_path / "response_template.json"
+    rows = json.loads(file.read_text())
+    file.write_text(json.dumps([rows[0], rows[0] | {"image_id": "2"}, rows[2]]))
+    done = evaluate(plan, Told({"1": "ok", "2": "ok", "3": "ok"}))
+    assert len(scripted.bodies) == results(done)["judge"]["replies"] == 2
+    assert results(done)["metrics"]["official/points"] == 4
+    first = (done / "results.json").read_bytes()
+    assert (rescore(done, plan) / "results.json").read_bytes() == first
+
+
+def test_a_verdict_that_was_cut_short_is_asked_for_again_and_swallows_none(
+    tmp_path: Path, scripted
+):
+    scripted.script = by_question(dict.fromkeys("123", "Rating: 5"))
+    plan = recipe(tmp_path, scripted.url)
+    path = evaluate(plan, Told(ANSWERS)) / VERDICTS
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    cut = path.read_bytes()
+    assert plan.judge is not None
+    Judge(plan.judge, plan.output)
+    assert path.read_bytes() == cut
+    evaluate(plan, Told(ANSWERS))
+    assert path.read_text() == whole
+
+
+def test_a_judge_s_budget_counts_by_the_ledger_it_is_given(tmp_path: Path, scripted):
+    scripted.script = by_question(dict.fromkeys("123", "Rating: 5"))
+    with pytest.raises(BudgetReached, match="max_requests is reached"):
+        evaluate(recipe(tmp_path, scripted.url, server={"max_requests": 2}), Told(ANSWERS))
+    assert len(scripted.bodies) == 2
 
 
 def test_another_judge_or_answer_is_another_verdict(tmp_path: Path, scripted):

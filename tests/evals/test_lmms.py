@@ -211,6 +211,18 @@ def test_other_files_are_merged_anew_and_strangers_refused(base, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
+def test_a_place_that_is_no_new_folder_is_refused(tmp_path, monkeypatch):
+    model = ModelConfig(path="nowhere")
+    (tmp_path / "file").write_text("x")
+    for output in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ModelError, match=r"file: is no folder\. Choose a new folder"):
+            merge_into(model, output)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(ModelError, match="here: is where this command runs"):
+        merge_into(model, Path())
+
+
 def test_every_family_has_a_class_or_none_in_lmms_eval():
     """For these three 0.7.3 has none that runs: its general one fails with transformers 5."""
     types = {kind for family in FAMILIES for kind in family.model_types}

@@ -25,7 +25,7 @@ chair, seat
 toilet
 tie, bow, bow tie
 """
-PICTURE = base64.b64encode(b"no picture, but bytes" * 20).decode()
+PICTURE = base64.b64encode(b"GIF89a, and no picture" * 20).decode()
 ROWS = [
     {"image_id": 7, "question": "Describe it.", "image": PICTURE},
     {"image_id": "9", "question": "What is there?", "image": "nine.jpg"},
@@ -197,7 +197,7 @@ def test_random_answers_count_as_the_released_loop_does(files):
 def test_requests(files):
     first, second, _ = bench(files, prompt="{question} Please.").requests()
     assert (first.id, second.id) == ("0", "1")
-    assert first.images[0].bytes == b"no picture, but bytes" * 20
+    assert first.images[0].bytes == b"GIF89a, and no picture" * 20
     assert second.images[0].path == "nine.jpg"
     assert first.prompt[0].content[1].text == "Describe it. Please."
     assert [request.id for request in bench(files, limit=2).requests()] == ["0", "1"]

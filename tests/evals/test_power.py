@@ -108,6 +108,11 @@ def test_power_on_the_command_line(evaluations):
     assert lines[1].split()[:3] == ["pope-adversarial", "official/accuracy", "120"]
     with pytest.raises(ConfigError, match="either two runs or --discordance"):
         told(evaluations / "base")
+    with pytest.raises(ConfigError, match="either two runs or --discordance"):
+        told(evaluations / "base", "--discordance", 0.1)
+    for points in (0, 100, 200, "nan"):
+        with pytest.raises(ConfigError, match=r"--points: is no difference.* below 100"):
+            told("--discordance", 0.1, "--points", points)
 
 
 def test_one_run_on_each_side_is_the_paired_bootstrap():
@@ -161,6 +166,8 @@ def test_seeds_of_a_method_are_compared_together(evaluations, tmp_path):
     assert all(c.difference == 0 for c in compare_pooled([base, same], [same, base]))
     plain = {(c.suite, c.metric): c for c in compare(base, good)}
     assert plain.keys() == found.keys()
+    with pytest.raises(ConfigError, match="base: is one run, and given twice"):
+        compare_pooled([base, base.parent / "good" / ".." / "base"], [good])
     other = tmp_path / "other"
     shutil.copytree(good, other)
     items = other / "items/pope-adversarial.jsonl"

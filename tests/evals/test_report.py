@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from typer.testing import CliRunner
 
 from evals.report import ReportRecipe, collect, holm
 from evals.report_cli import app
+from evals.report_figures import _points
 from evals.report_page import write
 from evals.report_tables import difference_tables, value_tables
 from evals.report_words import sentences
@@ -219,6 +221,40 @@ def test_curves_cover_every_run(html):
     assert training.count("<svg") == 4
     for label in ("Loss", "good", "same"):
         assert f">{label}</text>" in training
+
+
+@pytest.mark.parametrize("lost", [None, float("nan")])
+def test_a_step_without_a_number_is_left_out_of_its_curve(evaluations, tmp_path, lost):
+    """300 steps in 100 points, three steps each."""
+    shutil.copytree(evaluations / "train-good", tmp_path / "train")
+    path = tmp_path / "train/metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[5]["train/loss"] = lost
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    runs = [{"name": "good", "eval": evaluations / "good", "train": tmp_path / "train"}]
+    made = collect(recipe(evaluations, tmp_path / "out", runs=runs))
+    points = _points(made.histories["good"], "train/loss")
+    assert [step for step, _ in points] == [*range(1, 6), *range(7, 301)]
+    assert "nan" not in re.findall(r'<path d="[^"]*"', write(made).read_text())
+
+
+@pytest.mark.parametrize("name", ["half \ud800", "two\nlines", "bell\a"])
+def test_a_name_that_cannot_be_drawn_is_refused(evaluations, tmp_path, name):
+    for names in ({"base_name": name}, {"runs": [{"name": name, "eval": evaluations / "good"}]}):
+        with pytest.raises(ConfigError, match=r"name: holds no text; got '(half|two|bell)"):
+            build_report(recipe(evaluations, tmp_path / "out", **names))
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_are_no_markup_in_the_text(evaluations, tmp_path):
+    runs = [{"name": "`good`| *x*: [y](z)", "eval": evaluations / "good"}]
+    words = {"title": "# <b>T</b>\n---", "base_name": "<script>", "note": "<img src=x>"}
+    page = build_report(recipe(evaluations, tmp_path, runs=runs, **words))
+    text = page.with_name("report.md").read_text()
+    shown = MarkdownIt("commonmark").enable("table").render(text)
+    assert not re.search("<(script|b|img|em|code|a) ?", shown)
+    assert "<h1># &lt;b&gt;T&lt;/b&gt; ---</h1>" in shown
+    assert '<th style="text-align:right">`good`| *x*: [y](z)</th>' in shown
 
 
 def test_probes_are_drawn_with_their_factor_for_each_run_that_has_them(evaluations, tmp_path, html):

@@ -13,8 +13,9 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from evals.report import Report, ReportRecipe, collect
-from evals.report_card import model_card, plain
+from evals.report_card import model_card
 from evals.report_page import write
+from evals.report_tables import plain
 from mmalign.errors import DataError
 
 HOSTILE = "a|b <script>alert(1)</script> `x` *y* [z](http://w) &amp;\n---\n# h"
@@ -40,10 +41,11 @@ def evaluated(suites: Any, model: str = "owner/base@" + "a" * 40, **config: Any)
         path.write_text(json.dumps(results))
 
 
-def train(root: Path, recipe: str) -> None:
+def train(root: Path, recipe: str | bytes) -> None:
     (root / "train").mkdir()
     (root / "train/metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
-    (root / "train/recipe.yaml").write_text(recipe)
+    text = recipe if isinstance(recipe, bytes) else recipe.encode()
+    (root / "train/recipe.yaml").write_bytes(text)
 
 
 def rendered(card: str) -> str:
@@ -89,6 +91,27 @@ def test_it_says_what_was_compared_how_it_was_trained_and_how_evaluated(suites):
     assert "/home/me" not in card
 
 
+def test_paths_are_cut_to_their_last_part(suites):
+    """`~`, addresses of files, and a + inside a folder's name, as paths alone have it."""
+    asked = {
+        "data": "~/secret/q.json",
+        "images": "file:///home/me/secret/p/",
+        "also": r"C:\\secret\\x",
+    }
+    hashes = "a" * 16, "b" * 40
+    evaluated(
+        suites,
+        model=f"/home/me/a+b/secret-x/base@{hashes[0]}+/home/me/secret/lora@{hashes[1]}",
+        benchmarks=[asked],
+    )
+    card = model_card(report(suites))
+    page = rendered(card)
+    assert f"against base (base@{hashes[0]} + lora@{hashes[1]})." in page
+    (told,) = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", card, re.DOTALL))
+    assert told["benchmarks"] == [{"data": "q.json", "images": "p", "also": "x"}]
+    assert "secret" not in card
+
+
 def test_without_training_and_hub_nothing_is_said_of_either(suites):
     evaluated(suites, model="runs/base@" + "c" * 16)
     card = model_card(report(suites))
@@ -128,6 +151,7 @@ def test_every_run_has_an_entry(suites):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
+        (b"\xff\xfe bad", r"recipe\.yaml: cannot be read \(.*utf-8"),
         ("a: [", r"recipe\.yaml: cannot be read \("),
         ("- 1", r"recipe\.yaml: is no recipe; got list"),
     ],

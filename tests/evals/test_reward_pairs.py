@@ -123,6 +123,16 @@ def test_acc_counts_pairs_and_macro_acc_categories(tmp_path: Path):
     )
 
 
+@pytest.mark.parametrize("reward", [float("nan"), float("inf")])
+def test_a_reward_that_is_no_number_is_none(tmp_path: Path, reward: float):
+    bench = VlRewardBench(data=lines(tmp_path / "a.jsonl", vl_row(image_path="rlaif-v/1.jpg")))
+    rewards = {"chosen": reward, "rejected": 0.0}
+    told = {"critiques": [], "num_written": 0, "num_cut": 0}
+    given = {f"RLAIF-V-14/{s}": json.dumps(told | {"reward": r}) for s, r in rewards.items()}
+    (row,) = bench.score(given).items
+    assert (row["answer"], row["chosen_reward"], row["correct"]) == (None, None, False)
+
+
 def test_a_category_without_a_pair_is_left_out_of_the_mean(tmp_path: Path):
     ids = ["LRV-1", "RLAIF-V-1", "RLAIF-V-2"]
     data = lines(tmp_path / "data.jsonl", *(vl_row(id=id, image=f"{id}.png") for id in ids))

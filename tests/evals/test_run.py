@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from evals.answer_files import Answer, appending, line_of, read_answers
 from evals.compare import compare
 from evals.config import EvalRecipe
 from evals.eval_cli import app
@@ -142,6 +143,34 @@ def test_a_killed_run_continues_to_the_same_result(recipe, tmp_path, stop_after)
     assert written(evaluate(recipe, resumed)) == whole
     assert len(killed.asked) + len(resumed.asked) == NUM_QUESTIONS + 12
     assert len(read_lines(Path("out/answers.jsonl"))) == NUM_QUESTIONS + 12
+
+
+def test_reading_answers_leaves_a_line_that_is_being_written(recipe):
+    """As `rescore` and `merge` read while the run itself goes on."""
+    lines = [
+        line_of(
+            Answer(key=f"k{n}", benchmark="b", id=str(n), text="x", num_tokens=1, finished=True)
+        )
+        for n in range(4)
+    ]
+    recipe.output.mkdir()
+    with appending(recipe.output / "answers.jsonl") as file:
+        file.write(lines[0] + lines[1][:20])
+        file.flush()
+        assert list(read_answers(recipe.output)) == ["k0"]
+        file.write(lines[1][20:] + lines[2] + lines[3][:-5])
+    assert list(read_answers(recipe.output)) == ["k0", "k1", "k2"]
+    with appending(recipe.output / "answers.jsonl") as file:
+        file.write(lines[3])
+    assert (recipe.output / "answers.jsonl").read_text() == "".join(lines)
+
+
+@pytest.mark.parametrize("split", ["../../esc", "a/b", "a\\b", "..", ".", "", "a b", "a\n"])
+def test_a_split_is_a_word(split):
+    with pytest.raises(ConfigError, match="split: wanted a name of letters"):
+        make_recipe(
+            benchmarks=[{"name": "pope", "split": split, "questions": "q.json", "images": "p"}]
+        )
 
 
 def test_a_finished_run_asks_nothing_again(recipe):
@@ -280,6 +309,10 @@ def test_merge_refuses_other_models_and_other_answers(recipe):
     assert not Path("out").exists()
     with pytest.raises(DataError, match=r"nowhere: holds no readable model\.json"):
         merge(Path("out"), [Path("nowhere")])
+    for text in ("{}", "[]", '{"name": "parrot"}'):
+        Path("b/model.json").write_text(text)
+        with pytest.raises(DataError, match=r"b: holds no readable model\.json"):
+            merge(Path("out"), [Path("a"), Path("b")])
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/4/2", "-1/4"])

@@ -117,12 +117,50 @@ def test_a_hub_name_is_loaded_with_its_revision_and_pictures_as_bytes(
 
 
 def test_pictures_stand_in_rows_in_several_ways():
-    long = base64.b64encode(bytes(range(256))).decode()
+    picture = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+    long = base64.b64encode(picture).decode()
+    broken = base64.encodebytes(picture).decode()
     assert media_of("a/b.jpg", "x") == Media(path="a/b.jpg")
     assert media_of({"bytes": b"1", "path": "c.png"}, "x") == Media(bytes=b"1")
     assert media_of({"bytes": None, "path": "c.png"}, "x") == Media(path="c.png")
-    assert media_of(long, "x") == Media(bytes=bytes(range(256)))
+    assert media_of(long, "x") == media_of(broken, "x") == Media(bytes=picture)
     assert media_of(b"1", "x") == Media(bytes=b"1")
-    for nothing in (None, "", {}, {"bytes": None}, 3):
+    assert media_of({"bytes": b"", "path": "c.png"}, "x") == Media(path="c.png")
+    no_base64 = f"{long[:-1]}\n%"
+    for nothing in (None, "", {}, {"bytes": None}, {"bytes": b""}, 3, no_base64, "a" * 5000):
         with pytest.raises(DataError, match="x: holds no picture"):
             media_of(nothing, "x")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0",
+        b"GIF87a",
+        b"RIFF\1\2\3\4WEBP",
+        b"BM\1\2\3\4\0\0\0\0",
+        b"II*\0",
+        b"MM\0*",
+    ],
+)
+def test_a_long_text_is_a_picture_only_if_it_begins_as_one(start: bytes):
+    held = start + b"\n" * 300
+    assert media_of(base64.b64encode(held).decode(), "x") == Media(bytes=held)
+    path = "/data/" + "a" * 297 + "/jpg0"
+    assert base64.b64decode(path, validate=True)
+    assert media_of(path, "x") == Media(path=path)
+
+
+def test_a_mark_of_the_order_of_bytes_is_no_part_of_the_rows(tmp_path: Path):
+    (tmp_path / "a.json").write_text('[{"a": 1}]', encoding="utf-8-sig")
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n', encoding="utf-8-sig")
+    for name in ("a.json", "a.jsonl"):
+        assert [row for _, row in read_rows(tmp_path / name)] == [{"a": 1}]
+
+
+@pytest.mark.parametrize("name", ["deep.json", "deep.jsonl"])
+def test_json_nested_beyond_reason_is_told(tmp_path: Path, name: str):
+    (tmp_path / name).write_text("[" * 100_000)
+    with pytest.raises(DataError, match=r"is not JSON \("):
+        list(read_rows(tmp_path / name))

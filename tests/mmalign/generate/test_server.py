@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from mmalign.errors import ModelError
+from mmalign.config import validate
+from mmalign.errors import ConfigError, ModelError
 from mmalign.generate.base import MaskImageTokens, Request, Sampling, request_seed
 from mmalign.generate.client import ChatClient, Passing
-from mmalign.generate.server import DOWN_AFTER, ServerConfig, Unanswered
+from mmalign.generate.server import DOWN_AFTER, ServerConfig, Unanswered, with_ledger
 from mmalign.records import Block, Message, user
 
 SAMPLING = Sampling(max_new_tokens=7, temperature=0.5, top_p=0.9, seed=3)
@@ -170,13 +171,57 @@ def test_this_machine_needs_no_key_and_no_proxy(host, monkeypatch):
         ({"base_url": "https://me:secret@example.com/v1"}, "holds a password"),
         ({"base_url": "https://example.com/v1?key=secret"}, "or a query"),
         ({"extra": {"messages": []}}, "messages cannot be set"),
-        ({"max_requests": 5}, "a budget needs a ledger"),
         ({"api_key": KEY}, "not permitted"),
     ],
 )
 def test_settings_that_cannot_be_meant(settings, message):
     with pytest.raises(ValueError, match=message):
         ServerConfig(**{"model": "m", "base_url": "http://localhost/v1", **settings})
+
+
+def test_a_bad_address_does_not_show_its_password():
+    with pytest.raises(ConfigError, match="base_url: wanted an address") as got:
+        validate({"model": "m", "base_url": "ftp://user:hushhush@h/"}, ServerConfig, "recipe")
+    assert "hushhush" not in str(got.value)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"api_key": "hushhush"},
+        {"apiKey": "hushhush"},
+        {"key": "hushhush"},
+        {"token": "hushhush"},
+        {"access_token": "hushhush"},
+        {"password": "hushhush"},
+        {"client_secret": "hushhush"},
+        {"extra_headers": [{"Authorization": "hushhush"}]},
+        {"extra_headers": {"X-Api-Key": "hushhush"}},
+    ],
+)
+def test_extra_holds_no_secrets(extra):
+    with pytest.raises(ConfigError, match=r"extra: .* looks like a secret.*api_key_env") as got:
+        validate({"model": "m", "base_url": "http://h/v1", "extra": extra}, ServerConfig, "recipe")
+    assert "hushhush" not in str(got.value)
+
+
+def test_extra_holds_what_only_sounds_like_a_secret():
+    extra = {
+        "max_thinking_tokens": 5,
+        "logit_bias": {"50256": -100},
+        "top_k": 1,
+        "stop_token_ids": [1],
+        "prompt_cache_key": "mine",
+        "chat_template_kwargs": {"bos_token": "<s>", "monkey": True},
+    }
+    assert ServerConfig(model="m", base_url="http://h/v1", extra=extra).extra == extra
+
+
+def test_a_budget_without_a_ledger_is_refused_when_it_is_loaded(tmp_path):
+    budget = ServerConfig(model="m", base_url="http://localhost/v1", max_requests=5)
+    with pytest.raises(ConfigError, match="a budget needs a ledger"):
+        budget.load()
+    with_ledger(budget, tmp_path / "ledger.jsonl").load()
 
 
 def test_one_request_without_an_answer_leaves_the_others(scripted):

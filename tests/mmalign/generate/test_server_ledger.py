@@ -16,8 +16,8 @@ from PIL import Image
 
 from mmalign.errors import DataError, ModelError
 from mmalign.generate.base import Request, Sampling
+from mmalign.generate.budget import BudgetReached
 from mmalign.generate.ledger import Ledger, Spent
-from mmalign.generate.server import BudgetReached
 from mmalign.media import embed
 from mmalign.records import user
 
