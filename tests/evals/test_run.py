@@ -12,6 +12,8 @@ from evals.answer_files import Answer, appending, line_of, read_answers
 from evals.compare import compare
 from evals.config import EvalRecipe
 from evals.eval_cli import app
+from evals.report import ReportRecipe, collect
+from evals.report_page import write
 from evals.run import evaluate, rescore
 from evals.shards import answer_shard, merge, parse_shard
 from evals.standing import standing
@@ -86,6 +88,13 @@ def written(folder):
     return {file.name: file.read_bytes() for file in files}
 
 
+def reported():
+    """Every file of the report of out against base, by name, to the byte."""
+    data = {"base": "base", "output": "report", "runs": [{"name": "trial", "eval": "out"}]}
+    page = write(collect(validate(data, ReportRecipe, "report")))
+    return {file.name: file.read_bytes() for file in page.parent.iterdir()}
+
+
 def read_lines(path):
     return [json.loads(line) for line in path.read_text().split("\n") if line]
 
@@ -132,7 +141,8 @@ def test_two_runs_write_the_same_bytes(recipe, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stop_after", [0, 8, 24, 30, 38])
 def test_a_killed_run_continues_to_the_same_result(recipe, tmp_path, stop_after):
-    whole = written(evaluate(recipe, Parrot()))
+    evaluate(make_recipe(name="base", output="base"), Parrot("another"))
+    whole, report = written(evaluate(recipe, Parrot())), reported()
     (tmp_path / "out").rename(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         evaluate(recipe, killed := Parrot(stop_after=stop_after))
@@ -141,6 +151,7 @@ def test_a_killed_run_continues_to_the_same_result(recipe, tmp_path, stop_after)
         file.write('{"key": "torn by the ki')
     resumed = Parrot()
     assert written(evaluate(recipe, resumed)) == whole
+    assert reported() == report
     assert len(killed.asked) + len(resumed.asked) == NUM_QUESTIONS + 12
     assert len(read_lines(Path("out/answers.jsonl"))) == NUM_QUESTIONS + 12
 
