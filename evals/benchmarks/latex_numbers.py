@@ -101,8 +101,8 @@ def _power(tokens: list[str]) -> _Read:
 
 
 def _raised(base: Value, exponent: Value) -> Value:
-    whole = isinstance(base, int) and isinstance(exponent, int)
-    if whole and base.bit_length() * abs(exponent) > _MAX_BITS:
+    bits = base.bit_length() if isinstance(base, int) and isinstance(exponent, int) else 0
+    if bits * abs(exponent) > _MAX_BITS:
         raise ValueError("is too large")
     found = base**exponent
     if isinstance(found, complex):

@@ -184,7 +184,7 @@ def equal(truth: str, said: str) -> bool:
 
 
 def _members(text: str) -> str:
-    """A list in brackets, its numbers as Python prints their values to two places; else the text."""
+    """A list in brackets, its numbers as Python prints their values to two places, or the text."""
     members = text[1:-1].split(",")
     if text[0] + text[-1] not in ("()", "[]") or len(members) < 2:
         return text
