@@ -10,9 +10,9 @@ questions; `vanilla` is of each question's first asking alone.
               than twice all options
     strict    mmalign.options.chosen_option
 
-The rule is that of VLMEvalKit's commit d21c5e969983, checked against ports of it. It was laxer
-before (the letter could stand anywhere, the answer be of any length), then had no "answer is". Its
-faults are kept: "The answer is cat." is C, since no word has to end after the letter.
+The rule is that of VLMEvalKit's commit d21c5e969983, checked against ports of it. Other commits
+have no "answer is", or let the letter stand anywhere and the answer be of any length. Its faults
+are kept: "The answer is cat." is C, since no word has to end after the letter.
 VLMEvalKit asks a language model about what its rule cannot tell, where it is given one, so that
 published numbers may be higher: read `official/unparsed_rate` beside them.
 
@@ -83,7 +83,7 @@ class MmBench(PictureBench):
     data: str
     subset: str | None = None
     part: str = "dev"
-    # LLaVA's: the rule reads the end of an answer, and a short cut would make another.
+    # LLaVA's. The rule reads the end of an answer, and a short cut would make another.
     max_new_tokens: int = Field(default=1024, ge=1)
     prompt: QuestionPrompt = (
         "{question}\nAnswer with the option's letter from the given choices directly."
@@ -180,7 +180,7 @@ def _question(where: str, row: Row, pictures: Mapping[str, Media]) -> Question:
             where=where,
             got=f"options {', '.join(options) or 'none'}; answer {answer!r}",
             wanted="two or more, and the letter of one",
-            fix=renamed if cell else "give a file with answers, such as the dev split's",
+            fix=renamed if cell.strip() else "give a file with answers, such as the dev split's",
         )
     hint = f"{row['hint']}\n" if _filled(row.get("hint")) else ""
     of_kind = (row.get("category"), row.get("l2-category", row.get("L2-category")))

@@ -57,7 +57,7 @@ def turned(one: dict[str, str], turn: int) -> dict[str, str]:
 
 
 def test_an_answer_is_not_cut_short(tmp_path: Path):
-    """The rule reads its end."""
+    """The official rule reads more than its beginning."""
     assert bench(tmp_path).max_new_tokens == 1024
 
 
