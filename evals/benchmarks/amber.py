@@ -164,8 +164,9 @@ def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
     cog = likely hallucinations named / likely hallucinations.
     Questions, for both readings: accuracy, and precision, recall and f1 of answering no, which is
     the positive class; the official ones also by dimension. What is not read answers neither.
-    amber_score = (1 - chair + f1) / 2. The script adds 0.001 to denominators and 0.0001 to F1's,
-    and rounds precision and recall first; not so here.
+    A question without an answer is wrong, where the script counts the rows of its file alone.
+    amber_score = (1 - chair + f1) / 2, and so 0.5 for empty answers. The script adds 0.001 to
+    denominators and 0.0001 to F1's, and rounds precision and recall first; not so here.
     """
     written = [row["type"] == GENERATIVE for row in items]
     found: dict[str, Ratio] = {}
@@ -205,9 +206,9 @@ def score_answers_file(
 
     chair, cover, hal, cog of descriptions; accuracy, precision, recall, f1 of questions, and each
     with a dimension, such as existence/f1; in percent with the script's rounding, in which 0.001 is
-    added to every denominator, and to F1's 0.0001, or 0.001 for existence. Of tasks that are not
-    in the file nothing is returned, where the script prints 0. Raises DataError, beyond the
-    script, on an id that is unknown or appears twice.
+    added to every denominator (0.003 for attribute, the sum of three counters), and to F1's 0.0001,
+    or 0.001 for existence. Of tasks that are not in the file nothing is returned, where the script
+    prints 0. Raises DataError, beyond the script, on an id that is unknown or appears twice.
     """
     words = AmberWords.read(
         Path(relations), Path(safe_words), nouns=nouns, similarity=similarity, threshold=threshold
@@ -229,7 +230,8 @@ def score_answers_file(
         if f"official/accuracy{own}" not in made:
             continue
         names = ("accuracy", "precision", "recall")
-        shown = {name: _percent(made[f"official/{name}{own}"]) for name in names}
+        start = _START * (3 if dimension == "attribute" else 1)
+        shown = {name: _percent(made[f"official/{name}{own}"], start) for name in names}
         p, r = shown["precision"] / 100, shown["recall"] / 100
         apart = 0.001 if dimension == "existence" else 0.0001
         shown["f1"] = round(2 * p * r / (p + r + apart) * 100, 1)
@@ -298,12 +300,12 @@ def _questions(
     }
 
 
-def _share(metric: Ratio) -> float:
-    return float(metric.numerator.sum() / (metric.denominator.sum() + _START))
+def _share(metric: Ratio, start: float = _START) -> float:
+    return float(metric.numerator.sum() / (metric.denominator.sum() + start))
 
 
-def _percent(metric: Ratio) -> float:
-    return round(_share(metric) * 100, 1)
+def _percent(metric: Ratio, start: float = _START) -> float:
+    return round(_share(metric, start) * 100, 1)
 
 
 RULES = Rules(

@@ -30,6 +30,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from evals.base import QuestionPrompt, Row, text_field
 from evals.questions import (
     READINGS,
@@ -52,6 +54,8 @@ from mmalign.records import Media
 # The splits of the hub's lmms-lab/HallusionBench.
 HUB_SPLITS = ("image", "non_image")
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
+# The rule means to pass a flag to re.sub, and passes a count.
+_MAX_PERIODS = 32
 _FIELDS = ("category", "subcategory", "set_id", "figure_id", "question_id")
 
 
@@ -63,6 +67,8 @@ class HallusionBench(PictureBench):
 
     name: Literal["hallusion_bench"] = "hallusion_bench"
     data: str
+    # The rule reads the whole of an answer: one that says yes, and no later on, is unread.
+    max_new_tokens: int = Field(default=1024, ge=1)
     prompt: QuestionPrompt = "{question}\nPlease answer yes or no."
 
     method: ClassVar[str] = (
@@ -118,7 +124,8 @@ def official(answer: str) -> str | None:
     """VLMEvalKit's reading: whichever of the words yes and no the answer holds, if it holds one.
 
     A mark of punctuation vanishes where any such mark stands beside a blank, and else becomes a
-    blank; colons, asterisks and apostrophes stay, so that "**Yes**" is not read.
+    blank; colons, asterisks and apostrophes stay, so that "**Yes**" is not read. Of the full stops
+    the first 32 vanish: "yes." behind these is no "yes".
     """
     text = answer.lower()
     digits = re.search(r"\d,\d", text) is not None
@@ -126,7 +133,7 @@ def official(answer: str) -> str | None:
     for mark in _MARKS:
         alone = not digits and f"{mark} " not in text and f" {mark}" not in text
         found = found.replace(mark, " " if alone else "")
-    words = re.sub(r"\.(?!\d)", "", found).split()
+    words = re.sub(r"\.(?!\d)", "", found, count=_MAX_PERIODS).split()
     said = [word for word in ("yes", "no") if word in words]
     return said[0] if len(said) == 1 else None
 

@@ -9,8 +9,9 @@ rule, without one, and so far lower than published numbers where models write mo
                holds 'The answer is "…".' on one line. A choice is then named by the letter in
                brackets, by a letter alone, or is the one with the fewest edits. What the rules do
                not find is wrong, as with --ignore_empty_extractions; `match_rate` is what they find
-    mathverse  (Zhang et al., 2024, arXiv 2403.14624) score_answer_s2.py with its --quick_match, and
-               no step 1: the response is the answer, letter by letter
+    mathverse  (Zhang et al., 2024, arXiv 2403.14624) score_answer_s2.py with its --quick_match. Of
+               step 1 only what it does to its model's text is done, to the response itself; then
+               it must be the answer, letter by letter
 
 Strict is evals.benchmarks.math_answers: compare with published numbers by that one, if at all.
 """

@@ -7,9 +7,14 @@ texts, else as numbers rounded to two decimal places. So "0.334" is 1/3, and 3.1
 faults are kept: without a box and without "answer is" the whole response is compared, what stands
 before the last "=" is dropped, and "km" and "units" vanish out of any word.
 
-Our deviation: the script evaluates by latex2sympy and Python's `eval`, which runs what a response
-says. Here latex_numbers.py reads numbers, fractions, roots, powers and pi, and what else the
-script could have evaluated (an equation's solution, sin 30, the letter e as 2.718) is no number.
+In a list numbers are compared as they print, and "2.0" is the integer 2, "6/2" the float 3.0: so
+(1,2) is (1.0,2.0), and (3,1) is not (6/2,1). \\frac12 has no value: it is not \\frac{1}{2}.
+
+Our deviation: the script evaluates by latex2sympy2 and Python's `eval`, which runs what a response
+says. Here latex_numbers.py reads numbers, fractions, roots, powers and pi; what else the script
+could have evaluated (sin 30, a logarithm, 3!) is no number. lmms-eval's copy of the script lacks
+the import that gives roots and pi a value, and leaves indices of roots alone; here they are as in
+the repository mathllm/MATH-V.
 
 Strict is evals.benchmarks.math_answers: one option, or what math-verify finds equal.
 """
@@ -179,7 +184,7 @@ def equal(truth: str, said: str) -> bool:
 
 
 def _members(text: str) -> str:
-    """A list in brackets with each number evaluated, rounded to two places; else the text."""
+    """A list in brackets, its numbers as Python prints their values to two places, or the text."""
     members = text[1:-1].split(",")
     if text[0] + text[-1] not in ("()", "[]") or len(members) < 2:
         return text

@@ -12,9 +12,10 @@ joins what must all be there, and <OR> what will do each by itself.
     strict    one line that is a number of 0 to 1, whatever else is said; others are left out
 
 The paper's judge is gpt-4-0613 at temperature 0, with a prompt of seven examples, 3 new tokens, and
-five runs. Where a reply holds no number the script asks again with a further line and rising
-temperature, up to five times; here the same is asked again, up to `tries` times. The script takes
-"nan" for a number, which makes its total one too; here it is none.
+five runs. While a reply begins with no number of 0 to 1 the script asks again, with a further line
+and rising temperature, up to five times. So it is here, up to `tries` times, with the same words:
+the official reading says whether a reply will do, and where strict cannot read that one it leaves
+the answer out. The script takes "nan" for a number, which makes its total one too; here it is none.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import ClassVar, Literal
 
 from evals.base import Row, text_field
 from evals.judged import JUDGED_ROW, JudgedPictures, disagreement, score_of, unjudged
+from evals.judging import Holds
 from evals.questions import READINGS, Question, Reading
 from evals.rules import Metric, Rules
 from evals.sources import of_kind, read_json
@@ -100,7 +102,11 @@ Reply with one line, which holds the number and nothing else, such as 0.4"""
         if reading == "strict":
             lines = _NUMBER_LINE.findall(reply)
             return _share(lines[0]) if len(lines) == 1 else None
-        return _share(reply.split(" ")[0].strip())
+        return _official(reply)
+
+    def reader(self) -> Holds:
+        """Whether (question id, reply) gives a number under the official reading, as released."""
+        return lambda _, reply: _official(reply) is not None
 
     def metrics(self, items: Sequence[Row]) -> dict[str, Ratio]:
         """The metrics above."""
@@ -126,6 +132,10 @@ def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
     found["unjudged_rate"] = unjudged(items)
     found["judge_disagreement"] = disagreement(items)
     return found
+
+
+def _official(reply: str) -> float | None:
+    return _share(reply.split(" ")[0].strip())
 
 
 def _share(text: str) -> float | None:

@@ -5,23 +5,31 @@ it as right if every answer is: a model that likes a letter gains nothing. So `a
 questions; `vanilla` is of each question's first asking alone.
 
     official  VLMEvalKit's can_infer, without a language model: the one option letter that stands as
-              a word among the last four, if no other letter does; else the one option whose words
-              the answer holds, unless it is longer than twice all options
+              a word among the last four, if no other letter does; else A, B, C or D after "answer
+              is", case aside; else the one option whose words the answer holds, unless it is longer
+              than twice all options
     strict    mmalign.options.chosen_option
 
+The rule is that of VLMEvalKit's commit d21c5e969983, checked against ports of it. Other commits
+have no "answer is", or let the letter stand anywhere and the answer be of any length. Its faults
+are kept: "The answer is cat." is C, since no word has to end after the letter.
 VLMEvalKit asks a language model about what its rule cannot tell, where it is given one, so that
-published numbers may be higher: read `official/unparsed_rate` beside them. Its rule was laxer
-before: the letter could stand anywhere, and the answer be of any length.
+published numbers may be higher: read `official/unparsed_rate` beside them.
+
+Cells that pandas takes for missing are empty here too: an option named "None" or "N/A" is none.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import re
 import string
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import ClassVar, Literal
+
+from pydantic import Field
 
 from evals.base import QuestionPrompt, Row, text_field
 from evals.questions import (
@@ -52,7 +60,15 @@ _REFUSALS = (
     "I'm sorry, but without the image provided",
     "Cannot determine the answer",
 )
+_FAILED = "Failed to obtain answer via API"
 _MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+# Searched for without a word's end: it finds the c of "answer is cat".
+_STATED = re.compile(r"answer\s+is\s+\**([ABCD])", re.IGNORECASE)
+# What pandas.read_csv reads as missing, by default.
+_MISSING = {
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"),
+    *("<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"),
+}
 
 
 class MmBench(PictureBench):
@@ -67,6 +83,8 @@ class MmBench(PictureBench):
     data: str
     subset: str | None = None
     part: str = "dev"
+    # LLaVA's. The rule reads the end of an answer, and a short cut would make another.
+    max_new_tokens: int = Field(default=1024, ge=1)
     prompt: QuestionPrompt = (
         "{question}\nAnswer with the option's letter from the given choices directly."
     )
@@ -112,16 +130,20 @@ def official(answer: str, options: Mapping[str, str]) -> str | None:
     """VLMEvalKit's can_infer; None where it cannot tell, or reads a refusal or the letter Z.
 
     options: by letter. Their words are looked for in lower case, wherever they stand, so that "cat"
-    is in "cattle".
+    is in "cattle"; of an answer that holds VLMEvalKit's word for a failure nothing else is read.
     """
-    if any(refusal in answer for refusal in _REFUSALS):
-        return None
-    words = answer.translate(_MARKS).split()
-    letters = [letter for letter in options if letter in words]
-    if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
-        return letters[0]
-    if not letters and "Z" in words:
-        return None
+    if _FAILED not in answer:
+        if any(refusal in answer for refusal in _REFUSALS):
+            return None
+        words = answer.translate(_MARKS).split()
+        letters = [letter for letter in options if letter in words]
+        if len(letters) == 1 and words.index(letters[0]) > len(words) - 5:
+            return letters[0]
+        if not letters and "Z" in words:
+            return None
+        stated = _STATED.search(answer)
+        if stated is not None and stated[1].upper() in options:
+            return stated[1].upper()
     text = answer.lower()
     if len(text) > 2 * sum(map(len, options.values())):
         return None
@@ -151,12 +173,14 @@ def _question(where: str, row: Row, pictures: Mapping[str, Media]) -> Question:
     }
     answer = row.get("answer")
     if len(options) < 2 or answer not in options:
+        cell = str(row.get(str(answer), ""))
+        renamed = f"write {cell!r} in other words: pandas reads it as no option, and so is it here"
         raise DataError(
             "options or answer are wrong",
             where=where,
             got=f"options {', '.join(options) or 'none'}; answer {answer!r}",
             wanted="two or more, and the letter of one",
-            fix="give a file with answers, such as the dev split's",
+            fix=renamed if cell.strip() else "give a file with answers, such as the dev split's",
         )
     hint = f"{row['hint']}\n" if _filled(row.get("hint")) else ""
     of_kind = (row.get("category"), row.get("l2-category", row.get("L2-category")))
@@ -234,8 +258,8 @@ def _index(row: Row, where: str) -> str:
 
 
 def _filled(value: object) -> bool:
-    """Whether a cell holds something; pandas writes "nan" for what it has not, the hub null."""
-    return value is not None and str(value).strip() not in ("", "nan")
+    """Whether a cell holds something, by pandas' rule for tables; the hub has null."""
+    return value is not None and str(value).strip() != "" and str(value) not in _MISSING
 
 
 def _lines(options: Mapping[str, str]) -> str:

@@ -10,6 +10,9 @@ more informative; below, with one.
               counts 0 points, and so as a hallucination, as in the released script
     strict    one line "Rating: n" and no other; other replies are left out
 
+The released script never asks the judge again. Here it is asked up to `tries` times while strict
+finds no rating, and the last reply counts under both readings: `tries: 1` is the script's.
+
 The judge of the original is GPT-4 and sees no picture, only names of what is in it. With
 `judge_sees: picture` it sees the picture as well: MMHALBench-V of BDHS (arXiv 2407.02477), whose
 judge is GPT-4o. The released script finds types by the order of rows; here a row's own counts.

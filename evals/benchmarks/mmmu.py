@@ -85,6 +85,8 @@ class Mmmu(PictureBench):
     data: str
     part: str = "validation"
     subjects: tuple[str, ...] = Field(default=tuple(_DISCIPLINE_OF), min_length=1)
+    # The rule reads the end of an answer, and a short cut would make another.
+    max_new_tokens: int = Field(default=1024, ge=1)
     prompt: QuestionPrompt = (
         "{question}\n\nAnswer with the option's letter from the given choices directly."
     )

@@ -2,6 +2,8 @@
 
 Rohrbach's CHAIR over 300 COCO pictures, each asked for a description in one of several wordings.
 Read recall and length beside the rates: a short answer hallucinates less and says less.
+
+Plurals are undone as in chair.py: "men" is a person, where the released script's WordNet leaves it.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from pydantic import Field
+
 from evals.base import QuestionPrompt, Row, text_field
 from evals.questions import (
     PictureBench,
@@ -55,6 +57,8 @@ class ScienceQa(PictureBench):
     subset: str | None = None
     part: str = "test"
     only_pictures: bool = False
+    # LLaVA's: "The answer is A" may stand at the end of a long answer.
+    max_new_tokens: int = Field(default=1024, ge=1)
     prompt: QuestionPrompt = (
         "{question}\nAnswer with the option's letter from the given choices directly."
     )

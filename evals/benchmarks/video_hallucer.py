@@ -78,6 +78,8 @@ class VideoHallucer(ClipBench):
         ),
         min_length=1,
     )
+    # The rule reads the whole of an answer: a short cut would make another.
+    max_new_tokens: int = Field(default=1024, ge=1)
     prompt: QuestionPrompt = "{question}\nAnswer the question using 'yes' or 'no'."
 
     method: ClassVar[str] = (

@@ -114,6 +114,8 @@ class VidHallucChoice(ClipBench):
 
     name: Literal["vidhalluc_choice"] = "vidhalluc_choice"
     data: Path
+    # The rule reads letters and words anywhere: a short cut would make another answer.
+    max_new_tokens: int = Field(default=1024, ge=1)
 
     method: ClassVar[str] = (
         "official: the letters that stand as words, else the first option whose words are "

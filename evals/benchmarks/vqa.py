@@ -3,17 +3,23 @@
 An answer's accuracy is vqa_words.leave_one_out: 1 where at least four of the ten said the
 same, and 0.9, 0.6, 0.3 for three, two and one.
 
-    vqav2    (Goyal et al., 2017, arXiv 1612.00837) vqaEval.py of GT-Vision-Lab/VQA
+    vqav2    (Goyal et al., 2017, arXiv 1612.00837) vqaEval.py of GT-Vision-Lab/VQA, by copies
     textvqa  (Singh et al., 2019, arXiv 1904.08920) TextVQAAccuracyEvaluator of pythia and mmf
     vizwiz   (Gurari et al., 2018, arXiv 1802.08218) VizWiz's copy of vqaEval.py
 
 Official readings differ in what is rewritten before it is compared:
 
     vqav2    both answer and references; neither where all ten references are alike, so that "Yes"
-             is wrong where all said "yes". So in the later version of the script; the earlier one
-             rewrites the answer always, and takes only marks away from references that differ
+             is wrong where all said "yes"
     textvqa  both, always, by EvalAI's processor
     vizwiz   the answer alone
+
+The rule of vqav2 was checked against the copy in mlfoundations/open_flamingo (eval/vqa_metric.py)
+and against forks of the repository (mlej8/VQA, st7ma784/VQA). Issue 14 of GT-Vision-Lab/VQA quotes
+it as the script's (2022), and the script's author says there what it is for: text that is read off
+pictures. The two commits of the repository itself that could be read, 07aecec and c4e6a0e, hold
+another one: the answer is always rewritten, and of references that differ only marks are taken
+away. LAVIS and others still score by that one.
 
 Where models write "Yes.", papers do not send answers as they are: LLaVA and others pass them
 through EvalAI's processor first. `tidied/accuracy` of VQAv2 and VizWiz is the official one of

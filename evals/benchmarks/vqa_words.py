@@ -2,7 +2,7 @@
 
 Three scripts share the same steps and differ around them:
 
-    official  vqaEval.py of GT-Vision-Lab/VQA, as its later copies have it
+    official  vqaEval.py of GT-Vision-Lab/VQA
     evalai    EvalAIAnswerProcessor of pythia and mmf, which TextVQA's accuracy and LLaVA use
     vizwiz    VizWiz's copy of vqaEval.py, whose table of contractions has curly apostrophes
 
@@ -107,8 +107,8 @@ def leave_one_out(said: str, references: Sequence[str]) -> float:
     """VQA's accuracy: the mean, over the references left out, of min(1, matches among others / 3).
 
     Of ten references 0, 1, 2, 3 and 4 equal ones give 0, 0.3, 0.6, 0.9 and 1. References count by
-    their place; the script leaves out all that are alike in every field, which in released files,
-    where each has a number, is one as well.
+    their place, as in TextVQA's and VizWiz's scripts; VQA's leaves out all that are alike in every
+    field, which in its released files, where each has a number, is one as well.
     """
     num, same = len(references), sum(said == one for one in references)
     # Where a match is left out, one fewer is left among the others.

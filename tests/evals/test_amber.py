@@ -278,7 +278,7 @@ def test_likely_hallucinations_alone_by_hand(real):
 HARD = ["Yes", "No", "yes", "no", "No.", " No", "NO", "Yes, no", "", "No\n", "not", "Nothing"]
 
 
-def released_questions(rows):
+def released_questions(rows, start=0.001):
     """accuracy, precision, recall and f1 as the script prints them; rows of (truth, response)."""
     correct = said = said_right = no = 0
     for truth, response in rows:
@@ -287,8 +287,8 @@ def released_questions(rows):
             said += 1
             said_right += truth == "no"
         correct += (truth, response) in (("yes", "Yes"), ("no", "No"))
-    accuracy = round(correct / (len(rows) + 0.001) * 100, 1)
-    p, r = (round(said_right / (n + 0.001) * 100, 1) for n in (said, no))
+    accuracy = round(correct / (len(rows) + start) * 100, 1)
+    p, r = (round(said_right / (n + start) * 100, 1) for n in (said, no))
     return accuracy, p, r, round(2 * (p / 100) * (r / 100) / (p / 100 + r / 100 + 0.0001) * 100, 1)
 
 
@@ -321,7 +321,7 @@ def test_questions_print_as_the_released_loop_does(real, tmp_path, said):
             if any(ending in row["type"] for ending in endings)
         ]
         assert len(inside) > 700
-        expected = released_questions(inside)
+        expected = released_questions(inside, 0.003 if dimension == "attribute" else 0.001)
         assert tuple(shown[f"{dimension}/{name}"] for name in names) == expected
     assert "chair" not in shown
     # Existence has no question to which yes is right, and more is added below its F1.
@@ -349,6 +349,37 @@ def test_an_answer_file_by_hand(files):
     assert shown["number/precision"] == shown["number/f1"] == 0.0
     # 1 / 1.001 is 99.9 %; 2 * 0.999 * 0.999 / (1.998 + 0.001) is 99.85 %.
     assert (shown["existence/recall"], shown["existence/f1"]) == (99.9, 99.9)
+
+
+def test_attributes_sum_three_counters_that_each_start_at_a_thousandth(files):
+    """1 / 1.003 is 99.7 %, where the state alone has 1 / 1.001; F1 is 2 * 0.997² / 1.9941."""
+    (files / "answers.json").write_text(json.dumps([{"id": 5, "response": "No"}]))
+    shown = scored(files)
+    names = ("accuracy", "precision", "recall", "f1")
+    assert [shown[f"attribute/{name}"] for name in names] == [99.7] * 4
+    assert [shown[f"state/{name}"] for name in names] == [99.9] * 4
+
+
+def test_empty_answers_score_a_half(files):
+    """CHAIR is 0 where nothing is said, and F1 as well."""
+    answers = {str(id): "" for id in range(1, 10)}
+    assert amber(files).score(answers).metrics["official/amber_score"].value == 0.5
+
+
+def test_a_question_without_an_answer_is_wrong(files):
+    """The script's count leaves it out: one right answer is 99.9 % there."""
+    assert amber(files).score({"3": "No"}).metrics["official/accuracy"].value == 1 / 7
+    (files / "answers.json").write_text(json.dumps([{"id": 3, "response": "No"}]))
+    assert scored(files)["accuracy"] == 99.9
+
+
+@pytest.mark.real
+def test_who_always_says_no_is_right_about_all_existence(real):
+    """No question of it is answered yes in the released annotations."""
+    bench = real_amber(real, "discriminative-existence")
+    asked = [request.id for request in bench.requests()]
+    assert len(asked) == 4924
+    assert bench.score(dict.fromkeys(asked, "No")).metrics["official/f1/existence"].value == 1
 
 
 def test_questions_by_hand(files):

@@ -71,6 +71,11 @@ ANSWERS = {
 }
 
 
+def test_an_answer_is_not_cut_short(tmp_path: Path):
+    """The official rule reads more than its beginning."""
+    assert bench(tmp_path).max_new_tokens == 1024
+
+
 def test_figures_are_shown_and_questions_without_one_are_not(tmp_path: Path):
     requests = {request.id: request for request in bench(tmp_path).requests()}
     assert list(requests) == list(ANSWERS)
@@ -136,6 +141,10 @@ def test_a_limit_keeps_sets_whole(tmp_path: Path):
         ("It has 1,000 dots (no)", "no"),
         # A mark beside a blank vanishes everywhere, so that words grow together.
         ("a-b yes-no - x", None),
+        # The first 32 full stops vanish, so that "yes." behind 32 of them is no yes.
+        (". " * 31 + "yes.", "yes"),
+        (". " * 32 + "yes.", None),
+        (". " * 32 + "yes. no", "no"),
         ("", None),
     ],
 )

@@ -73,6 +73,22 @@ def test_runs_are_averaged_and_their_deviation_told(tmp_path: Path, judged: Call
     assert suite["judge"]["standard_deviation"] == pytest.approx(0.25 / 2**0.5)
 
 
+def test_it_is_asked_again_while_the_official_reading_finds_no_number(
+    tmp_path: Path, judged: Callable[..., Any]
+):
+    """The first is asked twice, the second once, though strict cannot read it, the others once."""
+    suite = judged(
+        bench(tmp_path).model_dump(mode="json"),
+        ANSWERS,
+        {"x?": ["1\nAll right.", "0.5"], "What is it?": ["0.2 or so", "1.0"], "": "0.0"},
+        tries=2,
+    )
+    assert suite["judge"]["replies"] == 5
+    assert suite["metrics"]["official/score"] == pytest.approx(0.7 / 4)
+    assert suite["metrics"]["strict/score"] == pytest.approx(0.5 / 3)
+    assert suite["metrics"]["unjudged_rate"] == 0.25
+
+
 @pytest.mark.parametrize(
     ("reply", "official", "strict"),
     [

@@ -56,6 +56,11 @@ def turned(one: dict[str, str], turn: int) -> dict[str, str]:
     return one | swapped | {"index": str(int(one["index"]) + TURN), "image": one["index"]}
 
 
+def test_an_answer_is_not_cut_short(tmp_path: Path):
+    """The official rule reads more than its beginning."""
+    assert bench(tmp_path).max_new_tokens == 1024
+
+
 def test_every_rotation_is_asked(tmp_path: Path):
     asked = bench(tmp_path).load()
     assert [question.id for question in asked] == [
@@ -150,6 +155,15 @@ OPTIONS = {"A": "cat", "B": "dog", "C": "cat and dog"}
         # The letter is too far from the end; the words decide, and here the answer is too long.
         ("A big animal that is sleeping there", None),
         ("a dog", "B"),
+        # What is stated is read before the words; no end of a word is asked for.
+        ("The answer is B because the sky is blue and clear today.", "B"),
+        ("The correct answer is **c**, as two animals lie on the bed here.", "C"),
+        ("A or B? I think that the answer is  B here.", "B"),
+        ("The answer is cat.", "C"),
+        ("The answer is D because of the sky that is blue today.", None),
+        # Of a failure only words are read.
+        ("Failed to obtain answer via API. B", None),
+        ("Failed to obtain answer via API dog", None),
         # "cat", "dog" and "cat and dog" are all there.
         ("cat and dog", None),
         ("b", None),
@@ -160,6 +174,23 @@ OPTIONS = {"A": "cat", "B": "dog", "C": "cat and dog"}
 )
 def test_the_rule_of_vlmevalkit(answer: str, said: str | None):
     assert official(answer, OPTIONS) == said
+
+
+def test_of_a_failure_only_words_are_read():
+    options = {"A": "a small cat on a mat", "B": "a dog on a long walk"}
+    assert official("Failed to obtain answer via API: a dog on a long walk", options) == "B"
+    assert official("Failed to obtain answer via API: A", options) is None
+
+
+def test_what_pandas_takes_for_missing_is_no_option(tmp_path: Path):
+    for word in ("None", "N/A", "null", "NA", "nan", " "):
+        (first, *others) = bench(tmp_path, [row(3, ["x", word, "y"], "C", ROWS[0]["image"])]).load()
+        assert first.options == {"A": "x", "C": "y"}
+        assert [one.truth for one in others] == ["A"]
+    (first, *_) = bench(tmp_path, [row(3, ["x", "none", "y"], "C", ROWS[0]["image"])]).load()
+    assert first.options == {"A": "x", "B": "none", "C": "y"}
+    with pytest.raises(DataError, match=r"options A, C; answer 'B'.*Write 'None' in other words"):
+        bench(tmp_path, [row(3, ["x", "None", "y"], "B", ROWS[0]["image"])]).load()
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,11 @@ def bench(folder: Path, rows: list[dict[str, Any]] = ROWS, **fields: Any) -> Mmm
     return Mmmu(data=str(folder), **fields)
 
 
+def test_an_answer_is_not_cut_short(tmp_path: Path):
+    """The official rule reads more than its beginning."""
+    assert bench(tmp_path).max_new_tokens == 1024
+
+
 def test_pictures_stand_at_their_places(tmp_path: Path):
     first, second, third, fourth = bench(tmp_path).requests()
     blocks = first.prompt[0].content

@@ -52,6 +52,11 @@ def bench(folder: Path, problems: Any = PROBLEMS, splits: Any = SPLITS, **fields
     return ScienceQa(data=str(folder), **{"images": folder / "test", **fields})
 
 
+def test_an_answer_is_not_cut_short(tmp_path: Path):
+    """The official rule reads more than its beginning."""
+    assert bench(tmp_path).max_new_tokens == 1024
+
+
 def test_what_is_asked(tmp_path: Path):
     requests = bench(tmp_path).requests()
     assert [request.id for request in requests] == ["7", "5", "8", "9"]

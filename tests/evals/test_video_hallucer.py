@@ -55,6 +55,11 @@ def values(bench: VideoHallucer, given: dict[str, str]) -> dict[str, float]:
     return {name: metric.value for name, metric in bench.score(given).metrics.items()}
 
 
+def test_an_answer_is_not_cut_short(bench: VideoHallucer):
+    """The official rule reads more than its beginning."""
+    assert bench.max_new_tokens == 1024
+
+
 def test_each_question_is_asked_about_its_own_clip(bench: VideoHallucer):
     asked = bench.requests()
     assert [request.id for request in asked[4:]] == [

@@ -93,6 +93,11 @@ def test_binary_readings(tmp_path, answer, official, strict):
     assert binary.read(question, answer, "strict") == strict
 
 
+def test_an_answer_is_not_cut_short(tmp_path: Path):
+    """The official rule reads more than its beginning."""
+    assert bench(tmp_path, VidHallucChoice, MCQ).max_new_tokens == 1024
+
+
 def test_choices_are_sets_of_letters(tmp_path: Path):
     choice = bench(tmp_path, VidHallucChoice, MCQ)
     assert choice.requests()[0].prompt[0].content[-1].text == (
