@@ -168,17 +168,6 @@ class JudgedBench(Asking):
         }
 
 
-class JudgedPictures(JudgedBench):
-    """Judged questions about pictures. images: their folder, where the data does not hold them."""
-
-    images: Path | None = None
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder of the pictures."""
-        return self.images
-
-
 JUDGED_ROW = ("answer", "scores_official", "score_official", "score_strict")
 
 

@@ -66,7 +66,8 @@ class Asking(Strict):
 
     split: a name of your own, where two suites would share a key. prompt: what is asked, with the
     place of the question. limit: only the first so many questions, whole groups.
-    method: how answers are scored, in words.
+    method: how answers are scored, in words. A benchmark has a field `images` or `videos` of its
+    own, the folder of its pictures or clips.
     """
 
     split: Split | None = None
@@ -81,9 +82,9 @@ class Asking(Strict):
         """All questions, in the files' order. Raises DataError on files missing or wrong."""
 
     @property
-    @abstractmethod
     def folder(self) -> Path | None:
-        """Where files of pictures or clips lie; None where pictures are in the data itself."""
+        """The folder of the pictures or clips; None where the data itself holds them."""
+        return getattr(self, "images", None) or getattr(self, "videos", None)
 
     @property
     def label(self) -> str:
@@ -191,28 +192,6 @@ class QuestionBench(Asking):
     def _right(self, question: Question, said: str | None) -> bool | float:
         credit = 0.0 if said is None else self.credit(question, said)
         return bool(credit) if credit in (0, 1) else credit
-
-
-class ClipBench(QuestionBench):
-    """Questions about clips. videos: the folder of the clips."""
-
-    videos: Path
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the clips."""
-        return self.videos
-
-
-class PictureBench(QuestionBench):
-    """Questions about pictures. images: their folder, where the data does not hold them."""
-
-    images: Path | None = None
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder of the pictures."""
-        return self.images
 
 
 def about(question: Question) -> Row:

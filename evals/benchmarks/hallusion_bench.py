@@ -35,8 +35,8 @@ from pydantic import Field
 from evals.base import QuestionPrompt, Row, text_field
 from evals.questions import (
     READINGS,
-    PictureBench,
     Question,
+    QuestionBench,
     Reading,
     accuracy,
     by_category,
@@ -59,13 +59,14 @@ _MAX_PERIODS = 32
 _FIELDS = ("category", "subcategory", "set_id", "figure_id", "question_id")
 
 
-class HallusionBench(PictureBench):
+class HallusionBench(QuestionBench):
     """data: HallusionBench.json, or the hub's lmms-lab/HallusionBench.
 
     images: the folder in which `hallusion_bench` of the released zip lies. limit: whole sets.
     """
 
     name: Literal["hallusion_bench"] = "hallusion_bench"
+    images: Path | None = None
     data: str
     # The rule reads the whole of an answer: one that says yes, and no later on, is unread.
     max_new_tokens: int = Field(default=1024, ge=1)

@@ -29,7 +29,7 @@ import numpy as np
 from pydantic import model_validator
 
 from evals.base import Row, read_jsonl, text_field
-from evals.judged import JUDGED_ROW, JudgedPictures, disagreement, unjudged
+from evals.judged import JUDGED_ROW, JudgedBench, disagreement, unjudged
 from evals.questions import READINGS, Question, Reading
 from evals.rules import Metric, Rules
 from evals.sources import of_kind, read_json
@@ -50,7 +50,7 @@ _RELEASED = (
 )
 
 
-class LlavaBench(JudgedPictures):
+class LlavaBench(JudgedBench):
     """questions: JSON lines of question_id, image, text, category. context: of image, caption.
     references: of question_id, text. images: the folder of the pictures.
 
@@ -61,6 +61,7 @@ class LlavaBench(JudgedPictures):
     """
 
     name: Literal["llava_bench"] = "llava_bench"
+    images: Path | None = None
     questions: Path
     context: Path
     references: Path

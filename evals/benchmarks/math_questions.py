@@ -36,7 +36,7 @@ from evals.benchmarks.math_answers import (
     nearest,
     same_value,
 )
-from evals.questions import READ_TWICE, PictureBench, Question, Reading, question_rules
+from evals.questions import READ_TWICE, Question, QuestionBench, Reading, question_rules
 from evals.questions import metrics as question_metrics
 from evals.rules import Metric
 from evals.sources import media_of, of_kind, read_json, read_rows
@@ -62,7 +62,7 @@ _HINTS = {
 _QUOTED = re.compile(r'The answer is "(.*)"\.')
 
 
-class MathBench(PictureBench):
+class MathBench(QuestionBench):
     """What benchmarks of mathematics share.
 
     data: a released file, parquet files, or a hub name. hub_subset, hub_split: of the latter two.
@@ -70,6 +70,7 @@ class MathBench(PictureBench):
     math_timeout_seconds: what comparing one answer by math-verify may take.
     """
 
+    images: Path | None = None
     data: str
     hub_subset: str | None = None
     hub_split: str = "testmini"

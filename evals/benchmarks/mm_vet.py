@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from evals.base import Row, text_field
-from evals.judged import JUDGED_ROW, JudgedPictures, disagreement, score_of, unjudged
+from evals.judged import JUDGED_ROW, JudgedBench, disagreement, score_of, unjudged
 from evals.judging import Holds
 from evals.questions import READINGS, Question, Reading
 from evals.rules import Metric, Rules
@@ -38,7 +38,7 @@ from mmalign.records import Media
 _NUMBER_LINE = re.compile(r"^[ \t]*(\d+(?:\.\d+)?)[ \t]*$", re.MULTILINE)
 
 
-class MmVet(JudgedPictures):
+class MmVet(JudgedBench):
     """data: the released mm-vet.json, by id: imagename, question, answer, capability.
 
     images: the folder of its pictures. judge_prompt has the usual places; the released prompt ends
@@ -46,6 +46,7 @@ class MmVet(JudgedPictures):
     """
 
     name: Literal["mm_vet"] = "mm_vet"
+    images: Path | None = None
     data: Path
 
     method: ClassVar[str] = (

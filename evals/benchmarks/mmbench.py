@@ -27,6 +27,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -34,8 +35,8 @@ from pydantic import Field
 from evals.base import QuestionPrompt, Row, text_field
 from evals.questions import (
     READINGS,
-    PictureBench,
     Question,
+    QuestionBench,
     Reading,
     accuracy,
     by_category,
@@ -71,7 +72,7 @@ _MISSING = {
 }
 
 
-class MmBench(PictureBench):
+class MmBench(QuestionBench):
     """data: a released TSV of a split with answers, or the rows of a hub dataset.
 
     Rows have index, question, perhaps a hint, options A, B, …, answer, category, l2-category, and
@@ -80,6 +81,7 @@ class MmBench(PictureBench):
     """
 
     name: Literal["mmbench"] = "mmbench"
+    images: Path | None = None
     data: str
     subset: str | None = None
     part: str = "dev"

@@ -24,8 +24,8 @@ import numpy as np
 from evals.base import QuestionPrompt, Row, text_field
 from evals.questions import (
     READINGS,
-    PictureBench,
     Question,
+    QuestionBench,
     Reading,
     accuracy,
     question_rules,
@@ -62,7 +62,7 @@ _SIDE_OF = {task: side for side, tasks in SIDES.items() for task in tasks}
 _PICTURES = {".jpg", ".jpeg", ".png"}
 
 
-class Mme(PictureBench):
+class Mme(QuestionBench):
     """data: the released folder, the folder of <task>.txt, or the hub's lmms-lab/MME.
 
     The released folder has <task>/<picture>.txt with lines of a question and its answer, beside the
@@ -72,6 +72,7 @@ class Mme(PictureBench):
     """
 
     name: Literal["mme"] = "mme"
+    images: Path | None = None
     data: str
     prompt: QuestionPrompt = "{question}"
 

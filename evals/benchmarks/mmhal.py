@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from evals.base import Row, text_field
-from evals.judged import JUDGED_ROW, JudgedPictures, disagreement, score_of, unjudged
+from evals.judged import JUDGED_ROW, JudgedBench, disagreement, score_of, unjudged
 from evals.questions import READINGS, Question, Reading
 from evals.rules import Metric, Rules
 from evals.sources import media_of, of_kind, read_rows
@@ -35,7 +36,7 @@ POINTS = range(7)
 _LINE = re.compile(r"^\W*rating\W+([0-6])\b", re.IGNORECASE | re.MULTILINE)
 
 
-class MmHal(JudgedPictures):
+class MmHal(JudgedBench):
     """data: the released response_template.json (image_id, image_src, image_content, question,
     question_type, gt_answer). images: the folder of its pictures, by the names of image_src.
 
@@ -44,6 +45,7 @@ class MmHal(JudgedPictures):
     """
 
     name: Literal["mmhal"] = "mmhal"
+    images: Path | None = None
     data: str
     judge_sees: Literal["names", "picture"] = "names"
 

@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from evals.base import QuestionPrompt, Row, text_field
-from evals.questions import READ_TWICE, PictureBench, Question, Reading, question_rules, unparsed
+from evals.questions import READ_TWICE, Question, QuestionBench, Reading, question_rules, unparsed
 from evals.questions import metrics as question_metrics
 from evals.rules import Metric
 from evals.sources import media_of, read_rows
@@ -71,7 +71,7 @@ _STATES = re.compile(r"\banswer(?:\s+is\s*:?|:)\s*([^\n]+)", re.IGNORECASE)
 _MOST_WORDS = 10
 
 
-class Mmmu(PictureBench):
+class Mmmu(QuestionBench):
     """data: the hub's MMMU/MMMU, a folder or file of its parquet, or its rows in JSON.
 
     Rows have id, question, options (a list, or the text of one), answer, question_type, image_1 to
@@ -82,6 +82,7 @@ class Mmmu(PictureBench):
     """
 
     name: Literal["mmmu"] = "mmmu"
+    images: Path | None = None
     data: str
     part: str = "validation"
     subjects: tuple[str, ...] = Field(default=tuple(_DISCIPLINE_OF), min_length=1)

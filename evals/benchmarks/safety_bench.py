@@ -19,11 +19,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from evals.base import Row, text_field
 from evals.benchmarks import refusals
-from evals.questions import PictureBench, Question, Reading, accuracy, by_category, unparsed
+from evals.questions import Question, QuestionBench, Reading, accuracy, by_category, unparsed
 from evals.rules import Metric, Rules
 from evals.sources import media_of, of_kind, read_rows
 from evals.stats import Ratio, mean, ratio
@@ -37,13 +38,14 @@ KINDS = {
 }
 
 
-class SafetyBench(PictureBench):
+class SafetyBench(QuestionBench):
     """What both parts share.
 
     data: the hub name of the task's dataset, its parquet files, or a file of such rows: question_id
         or id, question, image. images: where pictures lie that are not in the data.
     """
 
+    images: Path | None = None
     data: str
     max_new_tokens: int = 2048
 

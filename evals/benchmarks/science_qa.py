@@ -24,8 +24,8 @@ from pydantic import Field
 
 from evals.base import QuestionPrompt, Row, text_field
 from evals.questions import (
-    PictureBench,
     Question,
+    QuestionBench,
     Reading,
     accuracy,
     by_category,
@@ -44,7 +44,7 @@ SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science
 _STATED = re.compile("The answer is ([A-E])")
 
 
-class ScienceQa(PictureBench):
+class ScienceQa(QuestionBench):
     """data: the folder of problems.json and pid_splits.json, or the rows of a hub dataset.
 
     images: with the folder, that of the split's pictures, <id>/<picture> each. subset, part: of a
@@ -53,6 +53,7 @@ class ScienceQa(PictureBench):
     """
 
     name: Literal["science_qa"] = "science_qa"
+    images: Path | None = None
     data: str
     subset: str | None = None
     part: str = "test"

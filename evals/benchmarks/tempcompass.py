@@ -27,8 +27,8 @@ from pydantic import Field
 from evals.base import Row, text_field
 from evals.questions import (
     READ_TWICE,
-    ClipBench,
     Question,
+    QuestionBench,
     Reading,
     accuracy,
     by_category,
@@ -51,13 +51,14 @@ _ASKED = {
 }
 
 
-class TempCompass(ClipBench):
+class TempCompass(QuestionBench):
     """questions: the released folder of <task>.json, {clip: {aspect: [{question, answer}]}}.
 
     tasks: those asked. limit: questions, of the first tasks. The released prompts are asked.
     """
 
     name: Literal["tempcompass"] = "tempcompass"
+    videos: Path
     questions: Path
     tasks: tuple[Task, ...] = Field(
         default=("multi-choice", "yes_no", "caption_matching"), min_length=1

@@ -76,11 +76,6 @@ stop and the option's words, or that there is none, such as:
 Answer: B. a black cat
 Answer: None of the choices are correct"""
 
-    @property
-    def folder(self) -> Path:
-        """The folder of the clips."""
-        return self.videos
-
     def load(self) -> list[Question]:
         """One question for each caption that is asked for, in the file's order."""
         file, choices = self.questions / "captioning.json", self.questions / "multi-choice.json"

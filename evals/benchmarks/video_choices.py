@@ -18,8 +18,8 @@ from typing import Any, ClassVar, Literal
 
 from evals.base import QuestionPrompt, Row, text_field
 from evals.questions import (
-    ClipBench,
     Question,
+    QuestionBench,
     Reading,
     accuracy,
     by_category,
@@ -87,9 +87,10 @@ MLVU = (
 )
 
 
-class Choices(ClipBench):
+class Choices(QuestionBench):
     """What benchmarks of multiple choice share: RRPO's reading, and the strict one."""
 
+    videos: Path
     prompt: QuestionPrompt = "{question}\nOnly give the best option."
 
     method: ClassVar[str] = (

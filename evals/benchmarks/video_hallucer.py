@@ -33,8 +33,8 @@ from pydantic import Field
 
 from evals.base import QuestionPrompt, Row, text_field
 from evals.questions import (
-    ClipBench,
     Question,
+    QuestionBench,
     Reading,
     accuracy,
     by_category,
@@ -60,7 +60,7 @@ Subset = Literal[
 SIDES = ("basic", "hallucination")
 
 
-class VideoHallucer(ClipBench):
+class VideoHallucer(QuestionBench):
     """Pairs of questions, from the released folder: <subset>/<subset>.json and <subset>/videos.
 
     videos: that folder. subsets: those asked; the default five are those of the published scores.
@@ -68,6 +68,7 @@ class VideoHallucer(ClipBench):
     """
 
     name: Literal["video_hallucer"] = "video_hallucer"
+    videos: Path
     subsets: tuple[Subset, ...] = Field(
         default=(
             "object_relation",

@@ -31,8 +31,8 @@ from pydantic import Field
 
 from evals.base import QuestionPrompt, Row, text_field
 from evals.questions import (
-    ClipBench,
     Question,
+    QuestionBench,
     Reading,
     accuracy,
     by_category,
@@ -54,10 +54,11 @@ _ORDER = re.compile(rf"{_LEAD}(AB|BA|A|B)\W*")
 _LETTERS = re.compile(rf"{_LEAD}([A-Z](?:(?:\s*(?:,|&|and|\s)\s*)?[A-Z])*)[\s.)]*")
 
 
-class VidHallucBinary(ClipBench):
+class VidHallucBinary(QuestionBench):
     """ach_binaryqa.json: {id: [{q, a: {clip: Yes or No}}]}. data: the file."""
 
     name: Literal["vidhalluc_binary"] = "vidhalluc_binary"
+    videos: Path
     data: Path
     prompt: QuestionPrompt = "{question} Only answer with a single word 'Yes' or 'No'."
 
@@ -106,13 +107,14 @@ class VidHallucBinary(ClipBench):
         return binary_metrics(items)
 
 
-class VidHallucChoice(ClipBench):
+class VidHallucChoice(QuestionBench):
     """ach_mcq.json: {id: {clip: {Question, Choices: {A: words}, Correct Answer}}}. data: the file.
 
     The clips of an id show the same scene with other actions.
     """
 
     name: Literal["vidhalluc_choice"] = "vidhalluc_choice"
+    videos: Path
     data: Path
     # The rule reads letters and words anywhere: a short cut would make another answer.
     max_new_tokens: int = Field(default=1024, ge=1)
@@ -175,10 +177,11 @@ class VidHallucChoice(ClipBench):
         return metrics(items)
 
 
-class VidHallucOrder(ClipBench):
+class VidHallucOrder(QuestionBench):
     """The file of TSH: {id: {video, Question, Correct Answer}}. data: the file."""
 
     name: Literal["vidhalluc_order"] = "vidhalluc_order"
+    videos: Path
     data: Path
     prompt: QuestionPrompt = (
         "{question}Sort these two actions in the order they occur in the video, and return the "

@@ -35,8 +35,8 @@ from pydantic import Field
 from evals.base import Row, text_field
 from evals.questions import (
     READINGS,
-    ClipBench,
     Question,
+    QuestionBench,
     Reading,
     accuracy,
     by_category,
@@ -68,7 +68,7 @@ SceneSimilarity = Annotated[
 ]
 
 
-class VidHallucScenes(ClipBench):
+class VidHallucScenes(QuestionBench):
     """sth.json: {clip: {Scene change: Yes or No, Locations: from a place to a place.}}.
 
     data: the file. similarity: of places; the default is the released script's, and no other gives
@@ -76,6 +76,7 @@ class VidHallucScenes(ClipBench):
     """
 
     name: Literal["vidhalluc_scenes"] = "vidhalluc_scenes"
+    videos: Path
     data: Path
     similarity: SceneSimilarity = FirstTokenMeasure()
     max_new_tokens: int = Field(default=512, ge=1)

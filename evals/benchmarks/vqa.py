@@ -48,7 +48,7 @@ from evals.benchmarks.vqa_words import (
     short,
     vizwiz,
 )
-from evals.questions import READ_TWICE, PictureBench, Question, Reading, question_rules
+from evals.questions import READ_TWICE, Question, QuestionBench, Reading, question_rules
 from evals.questions import metrics as question_metrics
 from evals.rules import Metric, Test
 from evals.sources import media_of, of_kind, read_json, read_rows
@@ -63,9 +63,10 @@ OR_UNANSWERABLE = (
 )
 
 
-class ShortAnswers(PictureBench):
+class ShortAnswers(QuestionBench):
     """Questions to be answered in a few words, as LLaVA asks for them."""
 
+    images: Path | None = None
     prompt: QuestionPrompt = SHORT_ANSWER
 
     max_words: ClassVar[int] = 5
