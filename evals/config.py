@@ -162,7 +162,11 @@ class EvalRecipe(Strict):
 
     @model_validator(mode="after")
     def _judges_where_needed(self) -> EvalRecipe:
-        needed = [one.key for one in self.benchmarks if isinstance(one, JudgedBench)]
+        needed = [
+            one.key
+            for one in self.benchmarks
+            if isinstance(one, JudgedBench) or getattr(one, "judge_unread", False)
+        ]
         if needed and self.judge is None:
             raise ValueError(
                 f"{', '.join(needed)} takes a judge: give judge.server its model and base_url"

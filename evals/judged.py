@@ -29,7 +29,7 @@ from evals.questions import READINGS, Asking, Question, Reading, about
 from evals.stats import Ratio, ratio
 from mmalign.errors import ConfigError
 from mmalign.generate.base import Request
-from mmalign.judge import RULE
+from mmalign.judge import RULE, code_for
 from mmalign.records import user
 
 _PLACE = re.compile(r"\{([a-z_]+)\}")
@@ -132,7 +132,7 @@ class JudgedBench(Asking):
             "reference": reference,
             "answer": answer,
         }
-        code = _code(values)
+        code = code_for(*values.values())
         values |= {"code": code, "rule": RULE.format(code=code)}
         unknown = set(_PLACE.findall(template)) - values.keys()
         if unknown and self.judge_prompt is None:
@@ -186,14 +186,3 @@ def disagreement(items: Sequence[Row]) -> Ratio:
     """The share of judged items that the judge's repeats gave different numbers."""
     differ = [len(set(row["scores_official"])) > 1 for row in items]
     return ratio(differ, [len(row["scores_official"]) > 0 for row in items])
-
-
-def _code(values: Mapping[str, str]) -> str:
-    """A code that none of the texts holds, as mmalign.judge makes them."""
-    salt = 0
-    while True:
-        text = repr([salt, sorted(values.items())])
-        code = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if not any(code in value for value in values.values()):
-            return code
-        salt += 1

@@ -147,7 +147,12 @@ class Asking(Strict):
 
 
 class QuestionBench(Asking):
-    """Questions whose answers are read, by a rule of their own."""
+    """Questions whose answers are read, by a rule of their own.
+
+    judge_unread: have the recipe's judge read what the official rule does not (evals.unread).
+    """
+
+    judge_unread: bool = False
 
     @abstractmethod
     def read(self, question: Question, answer: str, reading: Reading) -> str | None:
@@ -185,11 +190,12 @@ class QuestionBench(Asking):
             "label": label if isinstance(label, str) else list(label),
             "official": official,
             "strict": strict,
-            "correct_official": self._right(question, official),
-            "correct_strict": self._right(question, strict),
+            "correct_official": self.right(question, official),
+            "correct_strict": self.right(question, strict),
         }
 
-    def _right(self, question: Question, said: str | None) -> bool | float:
+    def right(self, question: Question, said: str | None) -> bool | float:
+        """How right a reading is; one that declines is wrong."""
         credit = 0.0 if said is None else self.credit(question, said)
         return bool(credit) if credit in (0, 1) else credit
 

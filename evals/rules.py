@@ -37,6 +37,7 @@ class Metric:
         return f"{rounded:{plus}.{self.decimals}f}".replace("-", "−")
 
 
+_OFFICIAL, _JUDGED = "official/", "judged/"
 YES_RATIO = Metric("yes_ratio", "yes ratio")
 ANSWER_TOKENS = Metric("answer_tokens", "tokens", percent=False)
 
@@ -52,6 +53,21 @@ def answer_tokens(items: Sequence[Row]) -> dict[str, Ratio]:
     there = [row["answer"] is not None for row in items]
     tokens = [row["num_tokens"] * had for row, had in zip(items, there, strict=True)]
     return {ANSWER_TOKENS.key: ratio(tokens, there)}
+
+
+def judged_metrics(metrics: Metrics, items: Sequence[Row]) -> dict[str, Ratio]:
+    """`judged/` for each number of `official/`, where rows have a judge's reading; else nothing."""
+    if not items or any("judged" not in row for row in items):
+        return {}
+    read = [
+        {**row, "official": row["judged"], "correct_official": row["correct_judged"]}
+        for row in items
+    ]
+    return {
+        _JUDGED + name.removeprefix(_OFFICIAL): number
+        for name, number in metrics(read).items()
+        if name.startswith(_OFFICIAL)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,12 +99,23 @@ class Rules:
     meaning: str = ""
 
     def numbers(self, items: Sequence[Row]) -> dict[str, Ratio]:
-        """The metrics of rows as a run keeps them: the length of answers is among them."""
-        return self.metrics(items) | (answer_tokens(items) if self.length else {})
+        """The metrics of rows as a run keeps them: with a judge's reading, if there is one, and
+        the length of answers.
+        """
+        lengths = answer_tokens(items) if self.length else {}
+        return self.metrics(items) | judged_metrics(self.metrics, items) | lengths
 
     def columns(self, metrics: Collection[str]) -> tuple[Metric, ...]:
         """What tables show, of a suite that has these metrics."""
         shown = self.shown or tuple(Metric(key, key, percent=False) for key in metrics)
+        judged = (
+            replace(
+                one, key=_JUDGED + one.key.removeprefix(_OFFICIAL), label=f"{one.label}, judged"
+            )
+            for one in shown
+            if one.key.startswith(_OFFICIAL)
+        )
+        shown = (*shown, *(one for one in judged if one.key in metrics))
         known = {metric.key for metric in shown}
         extra = (one for one in (YES_RATIO, ANSWER_TOKENS) if one.key in {*metrics} - known)
         return (*shown, *extra)
@@ -96,6 +123,9 @@ class Rules:
     def tests(self, metrics: Mapping[str, Ratio]) -> dict[str, Test]:
         """The test of each of the metrics that is compared."""
         wanted: dict[str, Test] = self.compared or dict.fromkeys(metrics, "bootstrap")
+        for name, test in [*wanted.items()]:
+            if name.startswith(_OFFICIAL):
+                wanted = {**wanted, _JUDGED + name.removeprefix(_OFFICIAL): test}
         for extra in (YES_RATIO, ANSWER_TOKENS):
             wanted = {**wanted, extra.key: wanted.get(extra.key, "bootstrap")}
         return {name: test for name, test in wanted.items() if name in metrics}

@@ -27,8 +27,10 @@ from evals.image_preference import ImagePreferenceRecipe
 from evals.judged import JudgedBench
 from evals.judging import Judge
 from evals.known import RULES
+from evals.questions import QuestionBench
 from evals.rules import answer_tokens
 from evals.stats import intervals
+from evals.unread import holds_answer, unread_requests, with_readings
 from mmalign import log
 from mmalign.errors import DataError
 from mmalign.generate.base import Generation, Generator
@@ -138,6 +140,11 @@ def _finish(
             suite = benchmark.score(texts, judged)
         else:
             suite = benchmark.score(texts)
+            if isinstance(benchmark, QuestionBench) and benchmark.judge_unread:
+                assert judge is not None, "a recipe that has answers judged has a judge"
+                unread = unread_requests(benchmark, texts)
+                judged = judge.judge(benchmark.key, unread, holds_answer(benchmark))
+                suite = with_readings(benchmark, suite, judged)
         items = [{**row, "num_tokens": _num_tokens(row, given)} for row in suite.items]
         rules = RULES.get(suite.benchmark)
         counted = answer_tokens(items) if rules is None or rules.length else {}
