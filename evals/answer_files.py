@@ -13,7 +13,7 @@ from mmalign.errors import DataError
 from mmalign.store import write_atomically
 
 KeptT = TypeVar("KeptT")
-ANSWERS, MODEL = "answers.jsonl", "model.json"
+ANSWERS, MODEL, RESULTS = "answers.jsonl", "model.json", "results.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,22 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from evals.answer_files import ANSWERS, Answer, appending, line_of, read_answers, write_model
+from filelock import FileLock, Timeout
+
+from evals.answer_files import (
+    ANSWERS,
+    RESULTS,
+    Answer,
+    appending,
+    line_of,
+    read_answers,
+    write_model,
+)
 from evals.base import Benchmark
 from evals.benchmarks.verifiable import VerifiableBench
 from evals.config import EvalModel, EvalRecipe
@@ -26,6 +38,8 @@ from mmalign.records import Media
 
 # Batches generated between two writes: a kill loses no more than these, of each worker.
 _BATCHES = 4
+# So many unanswered questions are told of one by one.
+_TOLD = 5
 # Some requests to one benchmark, by its place in the recipe.
 _Chunk = tuple[int, list[Request]]
 # Most benchmarks score texts; whether a response has a form hangs on more than its text, and some
@@ -65,10 +79,37 @@ def answer(
         name = recipe.engine.call(lambda: loaded.value.name)
         fingerprint = fingerprint_of(name, recipe)
         model = {"name": name, "fingerprint": fingerprint}
-        write_model(recipe.output, model)
-        answers = read_answers(recipe.output)
-        _ask(recipe, loaded, asked, fingerprint, answers)
+        with _alone(recipe.output):
+            write_model(recipe.output, model)
+            answers = read_answers(recipe.output)
+            try:
+                _ask(recipe, loaded, asked, fingerprint, answers)
+            except KeyboardInterrupt:
+                _logger.warning(
+                    "stopped: the answers so far are kept in %s, and the same command goes on",
+                    recipe.output,
+                )
+                raise
     return model, answers
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Raise DataError while another run answers into the folder: both would ask everything."""
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / ".answering.lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise DataError(
+            "another run is answering into this folder",
+            where=str(output),
+            fix="wait for it, or give this one an output of its own",
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fingerprint_of(name: str, recipe: EvalRecipe) -> str:
@@ -91,6 +132,9 @@ def _ask(
     for number, (_, requests) in enumerate(asked):
         left = [request for request in requests if keys[number][request.id] not in done]
         chunks += [(number, left[i : i + size]) for i in range(0, len(left), size)]
+    if chunks:
+        # From here on the results are not those of this folder's answers.
+        (recipe.output / RESULTS).unlink(missing_ok=True)
 
     def told(chunk: _Chunk) -> str:
         number, requests = chunk
@@ -101,12 +145,14 @@ def _ask(
         [Deferred(partial(_answerer, benchmark, loaded)) for benchmark, _ in asked],
         [_sampling(benchmark) for benchmark, _ in asked],
     )
-    arriving = recipe.engine.run(answering, chunks, told)
+    arriving, unanswered = recipe.engine.run(answering, chunks, told), 0
     with appending(recipe.output / ANSWERS) as file:
         for number, replies in log.progress(arriving, label=recipe.name, total=len(chunks)):
             for id, made in replies:
                 if isinstance(made, MmalignError):
-                    _logger.warning("%s stays unanswered: %s", id, made)
+                    unanswered += 1
+                    if unanswered <= _TOLD:
+                        _logger.warning("%s stays unanswered: %s", id, made)
                 whole = made if isinstance(made, Generation) else None
                 answer = Answer(
                     key=keys[number][id],
@@ -119,6 +165,8 @@ def _ask(
                 answers[answer.key] = answer
                 file.write(line_of(answer))
             file.flush()
+    if unanswered > _TOLD:
+        _logger.warning("%d more stay unanswered", unanswered - _TOLD)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evals.answer_files import RESULTS
 from evals.base import Row, cluster_of, read_jsonl, shown
 from evals.known import RULES
 from evals.rules import Rules, Test
-from evals.run import RESULTS
 from evals.stats import Interval, mcnemar, paired_differences
 from mmalign import log
 from mmalign.errors import DataError
 
 _logger = log.get_logger("evals")
+# From this share of unread answers on, a difference may be one of form.
+_MUCH_UNREAD = 0.2
 _ANEW = "write it anew with `mmalign eval rescore` and its recipe"
 
 
@@ -38,6 +41,11 @@ class Comparison:
     relative_interval: Interval | None
     p_value: float
     test: Test
+
+    @property
+    def testable(self) -> bool:
+        """Whether both runs have anything that the metric counts."""
+        return not math.isnan(self.interval[0])
 
 
 def compare(
@@ -113,6 +121,8 @@ def matched(
     for key in shared:
         if suites is not None and key not in suites:
             continue
+        for folder, of in zip(folders, held, strict=True):
+            _tell(folder, of[key])
         rules = RULES.get(held[0][key]["benchmark"])
         if rules is None:
             _logger.warning(
@@ -176,6 +186,20 @@ def read_items(folder: Path, suite: Mapping[str, Any]) -> dict[str, Row]:
             raise DataError(f"field {missing[0]} is missing", where=where, fix=_ANEW)
         items[row["id"]] = row
     return items
+
+
+def _tell(folder: Path, suite: Mapping[str, Any]) -> None:
+    """Say what makes a run's numbers doubtful: questions without an answer, answers not read."""
+    if missing := suite.get("num_missing"):
+        _logger.warning(
+            "%s, %s: %s of %s questions are unanswered, and count as the benchmark says",
+            *(folder, suite["key"], missing, suite.get("num_items")),
+        )
+    if (rate := suite["metrics"].get("unparsed_rate") or 0) > _MUCH_UNREAD:
+        _logger.warning(
+            "%s, %s: the strict reading finds no answer in %.0f %% of the responses; look at them",
+            *(folder, suite["key"], 100 * rate),
+        )
 
 
 def asked_otherwise(a_rows: Mapping[str, Row], b_rows: Mapping[str, Row]) -> bool:

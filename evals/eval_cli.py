@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -106,14 +108,15 @@ def compare(
     also_b: list[Path] = typer.Option([], help="Another run of B's side."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON instead of a table."),
 ) -> None:
-    """Test whether run B differs from run A on the questions that both answered."""
+    """Test whether run B differs from run A on the same questions; unanswered ones are wrong."""
     from evals.compare import compare as compare_runs
     from evals.seeds import PooledComparison, compare_pooled
 
     pool = bool(also_a or also_b)
     found = compare_pooled([a, *also_a], [b, *also_b]) if pool else compare_runs(a, b)
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
+        told = [dataclasses.asdict(one) for one in found]
+        typer.echo(json.dumps(_without_nan(told), indent=2))
         return
     rows: list[tuple[str, ...]] = []
     for one in found:
@@ -132,7 +135,7 @@ def compare(
                 _shown(one.metric, one.difference, sign="+"),
                 _range(one.metric, one.interval, sign="+"),
                 "" if one.relative is None else f"{100 * one.relative:+.1f}%",
-                "<0.001" if one.p_value < 0.001 else f"{one.p_value:.3f}",
+                _p_value(one.p_value) if one.testable else "",
                 one.test,
                 *runs,
             )
@@ -184,6 +187,12 @@ def power(
         )
         for one in power_of(a, b, points / 100, power=chance)
     ]
+    if not rows:
+        typer.echo(
+            "none of the runs' metrics is a share of right answers on which they disagree, "
+            "so there is nothing to plan by"
+        )
+        return
     found = f"needed for {points:g}"
     heads = ("suite", "metric", "items", "disagree on %", "design effect", found, "these find")
     print_table(heads, rows, num_left=2)
@@ -214,15 +223,31 @@ def _print_results(folder: Path) -> None:
     typer.echo(str(folder / "results.json"))
 
 
+def _p_value(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def _shown(metric: str, value: float, *, sign: str = "") -> str:
     from evals.known import is_number
 
     return f"{value if is_number(metric) else 100 * value:{sign}.2f}"
 
 
-def _range(metric: str, interval: Sequence[float], *, sign: str = "") -> str:
+def _range(metric: str, interval: Sequence[float | None], *, sign: str = "") -> str:
+    """Both ends; "undefined" where the metric counts nothing that is there."""
     low, high = interval
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return "undefined"
     return f"{_shown(metric, low, sign=sign)} to {_shown(metric, high, sign=sign)}"
 
 
 add_to(app)
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None for NaN, which JSON has not."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -264,7 +264,9 @@ def _findings(
         for key, suite in suites.items()
         for metric in measures(suite)
     }
-    family = [c for c in comparisons if (c.suite, c.metric) in shown]
+    # A metric that counts nothing that is there, such as hallucinations of a model that names no
+    # object, can be neither better nor worse.
+    family = [c for c in comparisons if (c.suite, c.metric) in shown and c.testable]
     adjusted = holm([c.p_value for c in family])
     return [Finding(c, *shown[c.suite, c.metric], p) for c, p in zip(family, adjusted, strict=True)]
 

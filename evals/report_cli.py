@@ -31,9 +31,10 @@ def report(
     path = write(found)
     whole = [suite_table(found)] if len(found.suites) > 1 else []
     for grid in [*whole, *value_tables(found)]:
-        typer.echo(grid.markdown())
+        typer.echo(grid.text())
     for name, sentence in sentences(found).items():
         typer.echo(f"{name}: {sentence}\n")
     typer.echo(f"page     {path}")
+    typer.echo(f"words    {path.with_name('report.md')}")
     typer.echo(f"card     {path.with_name('model_card.md')}")
     typer.echo(f"numbers  {path.with_name('results.json')}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +32,19 @@ class Grid:
 
     def markdown(self) -> str:
         """An aligned Markdown table, which also reads well in a terminal."""
-        cells = [[_one_line(cell) for cell in row] for row in [self.columns, *self.rows]]
+        return self._laid_out(plain)
+
+    def text(self) -> str:
+        """The same without Markdown's escapes, for a terminal."""
+        return self._laid_out(lambda text: " ".join(text.split()))
+
+    def _laid_out(self, put: Callable[[str], str]) -> str:
+        cells = [[_one_line(cell, put) for cell in row] for row in [self.columns, *self.rows]]
         widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(self.columns))]
         rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
         lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in cells]
         body = "\n".join(f"| {' | '.join(line)} |" for line in [lines[0], rule, *lines[1:]])
-        return f"{plain(self.caption)}\n\n{body}\n"
+        return f"{put(self.caption)}\n\n{body}\n"
 
 
 def suite_table(report: Report) -> Grid:
@@ -149,5 +156,5 @@ def _size(suite: Mapping[str, Any]) -> str:
     return f"{suite['num_items']:,} {rules.items if rules else 'items'}"
 
 
-def _one_line(cell: Cell) -> str:
-    return "–" if cell is None else plain(str(cell))
+def _one_line(cell: Cell, put: Callable[[str], str]) -> str:
+    return "–" if cell is None else put(str(cell))

@@ -12,13 +12,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from evals.answer_files import ANSWERS, Answer, read_answers, read_model
+from evals.answer_files import ANSWERS, RESULTS, Answer, read_answers, read_model
 from evals.answering import Asked, answer, asked_by, files_of, fingerprint_of, keys_of
 from evals.base import Row, Suite, cluster_of
 from evals.benchmarks.verifiable import VerifiableBench
@@ -36,7 +37,6 @@ from mmalign.errors import DataError
 from mmalign.generate.base import Generation, Generator
 from mmalign.store import write_atomically
 
-RESULTS = "results.json"
 PACKAGES = ("mmalign", "numpy", "torch", "transformers")
 _logger = log.get_logger("evals")
 
@@ -54,7 +54,7 @@ def evaluate(
     if judging is not None:
         # A judge that cannot be asked is told before hours of answers, not after.
         judging.open()
-    _warn_of_other_folders(recipe)
+    _check_folder(recipe)
     model, answers = answer(recipe, asked, generator)
     return _finish(recipe.output, recipe, model, asked, answers, judging)
 
@@ -73,19 +73,31 @@ def rescore(folder: str | Path, recipe: EvalRecipe, judge: Generator | None = No
             "holds answers of another model, or of one loaded with other settings",
             where=str(folder),
             got=model["name"],
-            wanted=f"the recipe's model: {recipe.model}",
+            wanted=f"those of {getattr(recipe.model, 'path', None) or recipe.model}",
             fix="score them with the `model` section that they were generated with",
         )
     return _finish(folder, recipe, model, asked, read_answers(folder), judging)
 
 
-def _warn_of_other_folders(recipe: EvalRecipe) -> None:
-    """Say where pictures now come from another folder: answers are kept by their names."""
+def _check_folder(recipe: EvalRecipe) -> None:
+    """Say where pictures now come from another folder: answers are kept by their names.
+
+    Raises DataError where the folder has the results of another model.
+    """
     try:
-        suites = json.loads((recipe.output / RESULTS).read_text(encoding="utf-8"))["suites"]
-        were = {suite["key"]: suite.get("images") or suite.get("videos") for suite in suites}
+        results = json.loads((recipe.output / RESULTS).read_text(encoding="utf-8"))
+        were = {one["key"]: one.get("images") or one.get("videos") for one in results["suites"]}
+        model = results["config"]["model"]
     except (OSError, ValueError, KeyError, TypeError):
         return
+    if (differ := _different(model, recipe.model.model_dump(mode="json"))) is not None:
+        raise DataError(
+            "holds the results of another model, which would be lost",
+            where=str(recipe.output),
+            got=f"model.{differ[0]}={differ[1]}",
+            wanted=f"model.{differ[0]}={differ[2]}",
+            fix="give this run an output of its own, or delete the folder",
+        )
     for benchmark in recipe.benchmarks:
         one = dict(benchmark)
         now, was = one.get("images") or one.get("videos"), were.get(benchmark.key)
@@ -95,6 +107,11 @@ def _warn_of_other_folders(recipe: EvalRecipe) -> None:
                 "%s; if the ones in %s differ, give this run an output of its own",
                 *(benchmark.key, was, now),
             )
+
+
+def _different(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
+    """The first setting in which two models differ, with both values."""
+    return next(((k, a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)), None)
 
 
 def _judge(folder: Path, recipe: EvalRecipe, generator: Generator | None) -> Judge | None:
@@ -208,7 +225,11 @@ def _summary(suite: Suite, recipe: EvalRecipe | ImagePreferenceRecipe) -> dict[s
             if folder is not None
         },
         "metrics": {name: metric.value for name, metric in suite.metrics.items()},
-        "intervals": {name: list(spread[name]) for name in suite.metrics},
+        # JSON has no NaN, which stands for a metric of nothing at all.
+        "intervals": {
+            name: [None if math.isnan(end) else end for end in spread[name]]
+            for name in suite.metrics
+        },
         **({} if suite.judge is None else {"judge": suite.judge}),
         "items": _items(suite),
     }

@@ -7,9 +7,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from evals.answer_files import ANSWERS
+from evals.answer_files import ANSWERS, RESULTS
 from evals.config import EvalModel, EvalRecipe
-from evals.run import RESULTS
 from mmalign.standing import Standing
 
 

@@ -143,7 +143,8 @@ def intervals(
     With C clusters, each draw takes C of them with replacement, T*[c] times cluster c, and
     m* = sum_c T*[c] numerator[c] / sum_c T*[c] denominator[c]; the interval is the (1 - level) / 2
     and (1 + level) / 2 quantile of m* over the draws. A draw without anything that a metric counts,
-    such as one item of a rare category, says nothing of it and is left out.
+    such as one item of a rare category, says nothing of it and is left out. Where no draw has any,
+    as of hallucinated mentions where nothing is mentioned, the interval is NaN.
     clusters: one label per item, such as its picture; None makes each item its own.
     Raises DataError where there are no items.
     """
@@ -252,7 +253,7 @@ def mcnemar(a_correct: ArrayLike, b_correct: ArrayLike) -> float:
 def _difference(a: float, b: float, a_draws: Array, b_draws: Array, level: float) -> Difference:
     """From both metrics, and both in each draw, [samples]; NaN draws are left out.
 
-    Where all are, nothing is known: the interval is [0, 0], and p is 1.
+    Where all are, nothing is known: the interval is NaN, and p is 1.
     """
     defined = ~np.isnan(a_draws + b_draws)
     a_draws, b_draws = a_draws[defined], b_draws[defined]
@@ -311,9 +312,9 @@ def _divide(numerator: ArrayLike, denominator: ArrayLike, empty: float = 0.0) ->
 
 
 def _quantiles(draws: Array, level: float) -> Interval:
-    """Of the draws that are numbers; [0, 0] where none is, as the metric itself is then 0."""
+    """Of the draws that are numbers; NaN where none is: nothing is known then."""
     draws = draws[~np.isnan(draws)]
     if not len(draws):
-        return 0.0, 0.0
+        return np.nan, np.nan
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -323,7 +323,7 @@ RULES = Rules(
         "cog": "bootstrap",
         "num_words": "bootstrap",
         "official/f1": "bootstrap",
-        "official/accuracy": "bootstrap",
+        "official/accuracy": "mcnemar",
         "strict/f1": "bootstrap",
     },
     shown=(

@@ -92,6 +92,12 @@ class Mme(QuestionBench):
             rows = _released(data)
         elif data.is_dir() and any((data / f"{task}.txt").is_file() for task in _SIDE_OF):
             rows = self._listed(data)
+        elif data.is_dir() and not any(data.rglob("*.parquet")):
+            raise DataError(
+                "holds none of MME's tasks",
+                where=self.data,
+                wanted="folders such as existence/ with pictures and .txt files, or existence.txt",
+            )
         else:
             rows = _of_rows(self.data)
         questions, seen = list[Question](), Counter[str]()

@@ -89,10 +89,14 @@ class VideoHallucer(QuestionBench):
 
     def load(self) -> list[Question]:
         """Both questions of every pair, the basic one first."""
+        files = {subset: self.videos / subset / f"{subset}.json" for subset in self.subsets}
+        there = [subset for subset, file in files.items() if file.exists()]
+        if there and len(there) < len(files):
+            missing = next(file for subset, file in files.items() if subset not in there)
+            fix = f"name those that you have: subsets: [{', '.join(there)}]"
+            raise DataError("is not there", where=str(missing), fix=fix)
         return [
-            question
-            for subset in self.subsets
-            for question in self._subset(subset, self.videos / subset / f"{subset}.json")
+            question for subset, file in files.items() for question in self._subset(subset, file)
         ]
 
     def read(self, question: Question, answer: str, reading: Reading) -> str | None:

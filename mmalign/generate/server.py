@@ -11,6 +11,7 @@ neighbours. `transformers serve` samples only where the checkpoint's generation 
 
 from __future__ import annotations
 
+import logging
 import random
 import re
 import threading
@@ -285,7 +286,8 @@ class ServerGenerator:
                 pause = self._pause(tries, problem)
                 if tries > self.config.max_retries or pause > LONGEST_PAUSE_SECONDS:
                     raise
-                logger.debug("request %s: %s; again in %.1f s", ask.id, problem, pause)
+                level = logging.DEBUG if run.num_retries else logging.WARNING
+                logger.log(level, "request %s: %s; again in %.1f s", ask.id, problem, pause)
                 if run.stop.wait(pause):
                     raise
                 run.retried()

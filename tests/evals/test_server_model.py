@@ -13,7 +13,7 @@ from PIL import Image
 from evals.config import EvalRecipe
 from evals.run import evaluate, rescore
 from mmalign.config import validate
-from mmalign.errors import ConfigError, ModelError
+from mmalign.errors import ConfigError, DataError, ModelError
 
 ANSWERS = {"dog": "Yes.", "cat": "No, there is none.", "car": "Yes", "cup": "It is dark."}
 LABELS = {"dog": "yes", "cat": "no", "car": "no", "cup": "yes"}
@@ -156,6 +156,9 @@ def test_where_it_stands_is_not_what_it_says(data, tmp_path: Path, scripted):
     evaluate(recipe(data, tmp_path, scripted.url))
     evaluate(recipe(data, tmp_path, "http://127.0.0.1:9/v1", concurrency=1))
     assert len(scripted.bodies) == 4
+    with pytest.raises(DataError, match=r"results of another model.*model.model=served"):
+        evaluate(recipe(data, tmp_path, scripted.url, model="another"))
+    (tmp_path / "out" / "results.json").unlink()
     evaluate(recipe(data, tmp_path, scripted.url, model="another"))
     assert len(scripted.bodies) == 8
 

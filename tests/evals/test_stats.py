@@ -247,6 +247,10 @@ def test_pairs_tested_together_meet_the_draws_that_each_meets_alone():
     assert paired_differences([], clusters) == []
 
 
+def rare_of(number: int):
+    return mean(np.ones(number))
+
+
 def test_draws_that_hold_nothing_to_count_say_nothing():
     """Two of 200 items are of a category, both right: every draw that has one of them says 1."""
     inside = np.arange(200) < 2
@@ -257,5 +261,6 @@ def test_draws_that_hold_nothing_to_count_say_nothing():
     assert found.interval == (1, 1)
     assert found.p_value < 0.01
     none = ratio(np.zeros(9), np.zeros(9))
-    assert intervals({"none": none})["none"] == (0, 0)
+    assert np.isnan(intervals({"none": none})["none"]).all()
+    assert np.isnan(paired_difference(none, rare_of(9)).interval).all()
     assert paired_difference(none, none).p_value == 1

@@ -177,6 +177,9 @@ def test_malformed_files_are_named(tmp_path: Path, content: Any, said: str):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(DataError, match=r"temporal\.json: cannot be read"):
         VideoHallucer(videos=tmp_path, subsets=("temporal",)).requests()
+    write(tmp_path, temporal=[pair()])
+    with pytest.raises(DataError, match=r"interaction.json: is not there.*subsets: \[temporal\]"):
+        VideoHallucer(videos=tmp_path, subsets=("temporal", "interaction")).requests()
 
 
 class Told:
