@@ -110,8 +110,12 @@ def _check_folder(recipe: EvalRecipe) -> None:
 
 
 def _different(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, Any, Any] | None:
-    """The first setting in which two models differ, with both values."""
-    return next(((k, a.get(k), b.get(k)) for k in {**a, **b} if a.get(k) != b.get(k)), None)
+    """The first setting in which two models differ, with both values.
+
+    A setting that one of them does not know, as results of an earlier version, makes no difference.
+    """
+    names = ["path", "model", *(name for name in b if name in a)]
+    return next(((k, a.get(k), b.get(k)) for k in names if a.get(k) != b.get(k)), None)
 
 
 def _judge(folder: Path, recipe: EvalRecipe, generator: Generator | None) -> Judge | None:
