@@ -67,6 +67,30 @@ def asked_by(recipe: EvalRecipe) -> list[Asked]:
     return asked
 
 
+def check_files(asked: Sequence[Asked]) -> None:
+    """Say which pictures and clips are missing, before a model is loaded for the others.
+
+    Raises DataError where all of a benchmark's are.
+    """
+    for benchmark, requests in asked:
+        files = dict.fromkeys(
+            (request.media_root or Path()) / media.path
+            for request in requests
+            for media in _media(request)
+            if isinstance(media, Media) and media.bytes is None and media.path is not None
+        )
+        missing = [file for file in files if not file.exists()]
+        told = f"{len(missing)} of {len(files)} {kind_of(requests)}s are missing, such as"
+        if missing and len(missing) == len(files):
+            raise DataError(
+                f"{told} {missing[0]}", where=benchmark.key, fix="correct the path of their folder"
+            )
+        if missing:
+            _logger.warning(
+                "%s: %s %s; their questions stay unanswered", benchmark.key, told, missing[0]
+            )
+
+
 def answer(
     recipe: EvalRecipe, asked: Sequence[Asked], generator: Generator | None = None
 ) -> tuple[dict[str, str], dict[str, Answer]]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from evals.answer_files import ANSWERS, RESULTS, Answer, read_answers, read_model
-from evals.answering import Asked, answer, asked_by, files_of, fingerprint_of, keys_of
+from evals.answering import Asked, answer, asked_by, check_files, files_of, fingerprint_of, keys_of
 from evals.base import Row, Suite, cluster_of
 from evals.benchmarks.verifiable import VerifiableBench
 from evals.config import EvalRecipe
@@ -55,6 +55,8 @@ def evaluate(
         # A judge that cannot be asked is told before hours of answers, not after.
         judging.open()
     _check_folder(recipe)
+    if generator is None:
+        check_files(asked)
     model, answers = answer(recipe, asked, generator)
     return _finish(recipe.output, recipe, model, asked, answers, judging)
 

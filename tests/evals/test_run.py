@@ -614,3 +614,14 @@ def test_other_prompts_are_told_when_runs_are_compared(recipe, caplog):
     evaluate(other, Parrot())
     assert compare(recipe.output, other.output, samples=50)
     assert "pope-adversarial: the prompts differ" in caplog.text
+
+
+def test_missing_pictures_are_told_before_a_model_is_loaded(recipe, caplog):
+    with pytest.raises(DataError, match=r"10 of 10 pictures are missing, such as p/0.jpg"):
+        evaluate(recipe)
+    for number in range(10):
+        Path(f"p/{number}.jpg").touch()
+    with pytest.raises(ModelError):  # There is no such model; all else was looked at before.
+        evaluate(recipe)
+    assert "chair: 2 of 12 pictures are missing, such as p/10.jpg" in caplog.text
+    assert "pope" not in caplog.text
