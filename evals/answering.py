@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -22,7 +19,7 @@ from evals.answer_files import (
     read_answers,
     write_model,
 )
-from evals.base import Benchmark
+from evals.base import Benchmark, digest
 from evals.benchmarks.verifiable import VerifiableBench
 from evals.config import EvalModel, EvalRecipe
 from evals.judged import JudgedBench
@@ -55,9 +52,7 @@ def asked_by(recipe: EvalRecipe) -> list[Asked]:
     """All that a recipe asks. Raises DataError where the folder of its pictures is not there."""
     asked: list[Asked] = [(benchmark, benchmark.requests()) for benchmark in recipe.benchmarks]
     for benchmark, requests in asked:
-        by_path = next(
-            (one for one in requests if any(_lies_in_folder(m) for m in _media(one))), None
-        )
+        by_path = next((one for one in requests if _names_in_folder(one)), None)
         if by_path is not None and not (by_path.media_root and by_path.media_root.is_dir()):
             raise DataError(
                 f"the folder of {kind_of(requests)}s does not exist",
@@ -74,10 +69,9 @@ def check_files(asked: Sequence[Asked]) -> None:
     """
     for benchmark, requests in asked:
         files = dict.fromkeys(
-            (request.media_root or Path()) / media.path
+            (request.media_root or Path()) / name
             for request in requests
-            for media in _media(request)
-            if isinstance(media, Media) and media.bytes is None and media.path is not None
+            for name in _names_in_folder(request)
         )
         missing = [file for file in files if not file.exists()]
         told = f"{len(missing)} of {len(files)} {kind_of(requests)}s are missing, such as"
@@ -304,8 +298,10 @@ def _media(request: Request) -> list[Media | Clip]:
     return [*request.images, *request.videos]
 
 
-def _lies_in_folder(media: Media | Clip) -> bool:
-    return isinstance(media, Media) and media.bytes is None
+def _names_in_folder(request: Request) -> list[str]:
+    """The files that a request needs from its folder."""
+    media = [one for one in _media(request) if isinstance(one, Media) and one.bytes is None]
+    return [one.path for one in media if one.path is not None]
 
 
 def files_of(request: Request) -> list[tuple[str | None, str | None]]:
@@ -317,8 +313,3 @@ def files_of(request: Request) -> list[tuple[str | None, str | None]]:
         else:
             found.append((one.path, one.sha256 if one.bytes is None else media_key(one)))
     return found
-
-
-def digest(value: Any) -> str:
-    """A hash of what JSON can hold, keys in order."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

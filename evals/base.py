@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -122,6 +123,11 @@ class OverMedia(Strict):
                 id=id, prompt=user(text, images=1), images=(media,), media_root=self.images
             )
         return Request(id=id, prompt=user(text, videos=1), videos=(media,), media_root=self.videos)
+
+
+def digest(value: Any) -> str:
+    """A hash of what JSON can hold, keys in order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def shown(row: Row) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field, PositiveInt, field_validator
 
-from evals.base import Row, Split, Suite, read_jsonl
+from evals.base import Row, Split, Suite, digest, read_jsonl
 from evals.rules import Rules
 from evals.stats import Ratio, mean, ratio
 from mmalign import log
@@ -127,7 +127,7 @@ def evaluate(
         metrics=metrics(items),
         num_unparsed=0,
     )
-    fingerprint = _digest([model, recipe.model.model_dump(mode="json")])
+    fingerprint = digest([model, recipe.model.model_dump(mode="json")])
     write_results(recipe.output, recipe, {"name": model, "fingerprint": fingerprint}, [suite])
     return recipe.output
 
@@ -188,7 +188,7 @@ def _scored(
     """Each picture's score by id, from scores.jsonl where it stands there."""
     told = recipe.output / SCORES
     settings = config.model_dump(mode="json", exclude={"device", "batch_size"})
-    judged = {draw.id: _digest([keys[draw.id], settings]) for draw in draws}
+    judged = {draw.id: digest([keys[draw.id], settings]) for draw in draws}
     known = {row["key"]: float(row["score"]) for _, row in _lines(told)}
     left = [draw for draw in draws if judged[draw.id] not in known]
     if left:
@@ -211,7 +211,7 @@ def _key(model: str, recipe: ImagePreferenceRecipe, draw: Draw) -> str:
     """Changes with whatever may change the picture."""
     sampling = recipe.sampling.model_dump(mode="json", exclude={"batch_size"})
     settings = recipe.model.model_dump(mode="json")
-    return _digest([model, settings, sampling, dataclasses.asdict(draw)])
+    return digest([model, settings, sampling, dataclasses.asdict(draw)])
 
 
 def _file(id: str) -> str:
@@ -240,10 +240,6 @@ def _lines(path: Path) -> list[tuple[str, Row]]:
         if "key" not in row:
             raise DataError("has no key", where=where, fix="delete the line")
     return rows
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 RULES = Rules(

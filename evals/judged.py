@@ -26,6 +26,7 @@ from pydantic import Field
 from evals.base import Row, Suite, check_known
 from evals.judging import Holds, Judged, own_variance
 from evals.questions import READINGS, Asking, Question, Reading, about
+from evals.rules import Metric, Metrics, Rules
 from evals.stats import Ratio, ratio
 from mmalign.errors import ConfigError
 from mmalign.generate.base import Request
@@ -169,6 +170,30 @@ class JudgedBench(Asking):
 
 
 JUDGED_ROW = ("answer", "scores_official", "score_official", "score_strict")
+
+
+def judged_rules(
+    metrics: Metrics,
+    compared: Sequence[str],
+    *,
+    shown: tuple[Metric, ...],
+    read: tuple[str, ...] = (),
+    items: str = "questions",
+    meaning: str,
+) -> Rules:
+    """The rules of a benchmark with a judge. compared: its numbers, all by the bootstrap.
+
+    read: fields of its rows beside those that all have. shown: `unjudged_rate` stands behind them.
+    """
+    return Rules(
+        metrics=metrics,
+        read=(*JUDGED_ROW, *read),
+        same=("label", "categories", "cluster", "group"),
+        compared=dict.fromkeys(compared, "bootstrap"),
+        shown=(*shown, Metric("unjudged_rate", "unjudged", "lower")),
+        items=items,
+        meaning=meaning,
+    )
 
 
 def score_of(items: Sequence[Row], reading: Reading) -> Ratio:

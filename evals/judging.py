@@ -12,7 +12,6 @@ times about each answer, which shows its own variance, and again where its reply
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any
 from pydantic import PositiveInt, field_validator
 
 from evals.answer_files import appending, read_kept
+from evals.base import digest
 from mmalign import log
 from mmalign.config import Strict
 from mmalign.errors import MmalignError
@@ -185,7 +185,7 @@ class Judge:
             repeat,
             num_try,
         ]
-        return _hash(asked)
+        return digest(asked)
 
     def _told(self, used: Sequence[Verdict]) -> dict[str, Any]:
         server = self.config.server
@@ -194,7 +194,7 @@ class Judge:
         cost = (prompt * server.price_prompt + completion * server.price_completion) / 1e6
         return {
             "model": server.model,
-            "settings": _hash(self._settings),
+            "settings": digest(self._settings),
             "repeats": self.config.repeats,
             "replies": len(used),
             "prompt_tokens": prompt,
@@ -210,7 +210,3 @@ def own_variance(scores: Sequence[float]) -> dict[str, Any]:
     """
     spread = statistics.stdev(scores) if len(scores) > 1 else None
     return {"scores": list(scores), "standard_deviation": spread}
-
-
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

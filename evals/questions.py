@@ -255,7 +255,8 @@ def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
 def accuracy(items: Sequence[Row], reading: Reading, *, macro: bool = False) -> Ratio:
     """The share of questions answered right; `macro` is the mean of the categories' shares."""
     right = np.array([row[f"correct_{reading}"] for row in items], float)
-    return _weighted(items, right, np.ones(len(items)), macro=macro)
+    counted = np.ones(len(items))
+    return ratio(*(over_categories(items, right, counted) if macro else (right, counted)))
 
 
 def together(items: Sequence[Row], reading: Reading, *, macro: bool = False) -> Ratio:
@@ -266,7 +267,7 @@ def together(items: Sequence[Row], reading: Reading, *, macro: bool = False) -> 
         if row["group"] not in seen:
             seen.add(row["group"])
             counted[place], right[place] = 1, row["group"] not in wrong
-    return _weighted(items, right, counted, macro=macro)
+    return ratio(*(over_categories(items, right, counted) if macro else (right, counted)))
 
 
 def by_category(items: Sequence[Row], name: str, whole: Ratio) -> dict[str, Ratio]:
@@ -299,18 +300,16 @@ def _leaning(found: dict[str, Ratio], items: Sequence[Row]) -> dict[str, Ratio]:
     return found | {YES_RATIO.key: yes_ratio(items)}
 
 
-def _weighted(
-    items: Sequence[Row], right: np.ndarray, counted: np.ndarray, *, macro: bool
-) -> Ratio:
-    """right / counted; macro weighs each row by 1 / (its category's count), so categories equal.
+def over_categories(
+    items: Sequence[Row], right: np.ndarray, counted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The two with each row weighing 1 / (what its first category counts), so categories equal.
 
     Intervals keep the weights, so that a category drawn more often weighs more in that draw.
     """
-    if macro:
-        first = [row["categories"][0] for row in items]
-        sizes = Counter[str]()
-        for name, count in zip(first, counted, strict=True):
-            sizes[name] += int(count)
-        weights = np.array([1 / sizes[name] if sizes[name] else 0.0 for name in first])
-        right, counted = right * weights, counted * weights
-    return ratio(right, counted)
+    first = [row["categories"][0] for row in items]
+    sizes = Counter[str]()
+    for name, count in zip(first, counted, strict=True):
+        sizes[name] += int(count)
+    weights = np.array([1 / sizes[name] if sizes[name] else 0.0 for name in first])
+    return right * weights, counted * weights

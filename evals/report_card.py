@@ -43,7 +43,7 @@ def model_card(report: Report) -> str:
         "model-index": [_entry(report, run) for run in report.runs],
     }
     parts = [
-        f"---\n{_yaml(metadata)}---",
+        f"---\n{as_yaml(metadata)}---",
         f"## {plain(report.recipe.title)}",
         f"{listed([_named(run) for run in report.runs])} against {_named(report.base)}.",
         _table(suite_table(report).columns, suite_table(report).rows),
@@ -132,7 +132,7 @@ def _training(run: ReportRun) -> str:
     name = loss.get("name") if isinstance(loss, dict) else loss
     method = f", trained by {plain(str(name))}" if name else ""
     kept = {key: recipe[key] for key in _SECTIONS if recipe.get(key) is not None}
-    return f"{plain(run.name)}{method}:\n\n{_fenced(_yaml(_public(kept)))}"
+    return f"{plain(run.name)}{method}:\n\n{_fenced(as_yaml(_public(kept)))}"
 
 
 def _evaluated(report: Report) -> list[str]:
@@ -147,7 +147,7 @@ def _evaluated(report: Report) -> list[str]:
         }
         read = {key: evaluation.reading(key) for key in report.suites if key in evaluation.suites}
         kept |= {"read": read, "versions": evaluation.results.get("versions", {})}
-        text = _yaml(_public(kept))
+        text = as_yaml(_public(kept))
         found.setdefault(text, []).append(evaluation.name)
     return [f"{plain(listed(names))}:\n\n{_fenced(text)}" for text, names in found.items()]
 
@@ -169,5 +169,6 @@ def _public(value: Any) -> Any:
     return value
 
 
-def _yaml(data: object) -> str:
+def as_yaml(data: object) -> str:
+    """YAML in the order given."""
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

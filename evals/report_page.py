@@ -13,12 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from evals.known import RULES
 from evals.report import Report, finite, headline, suite_title
 from evals.report_answers import add_answers
-from evals.report_card import model_card, recipe_text
+from evals.report_card import as_yaml, model_card, recipe_text
 from evals.report_changes import Changes, add_changes
 from evals.report_figures import add_categories, add_chair, add_curves
 from evals.report_pictures import add_pictures, add_samples
@@ -102,7 +100,9 @@ def _page(report: Report) -> tuple[Page, dict[str, dict[str, Changes]]]:
     page.heading("How it was run")
     for evaluation in report.evaluations:
         read = {key: evaluation.reading(key) for key in report.suites if key in evaluation.suites}
-        page.code(_yaml(evaluation.results | {"suites": read}), f"Evaluation of {evaluation.name}")
+        page.code(
+            as_yaml(evaluation.results | {"suites": read}), f"Evaluation of {evaluation.name}"
+        )
     for run in recipe.runs:
         if (text := recipe_text(run)) is not None:
             page.code(text, f"Training recipe of {run.name}")
@@ -191,7 +191,3 @@ def _jsonable(value: object) -> object:
     if isinstance(value, tuple | list):
         return [_jsonable(part) for part in value]
     return finite(value) if isinstance(value, float) else value
-
-
-def _yaml(data: object) -> str:
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)

@@ -20,11 +20,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 from pydantic import Field, PositiveInt, model_validator
 
 from evals.base import Row, Split, Suite, check_known
 from evals.frames import with_frames
-from evals.questions import by_category
+from evals.questions import by_category, over_categories
 from evals.stats import Ratio, mean, ratio
 from mmalign.config import Strict
 from mmalign.errors import DataError
@@ -72,6 +73,7 @@ class Pair:
 class RewardPairs(Strict):
     """What benchmarks of reward models have in common.
 
+    data: the pairs, in a form of the benchmark's own.
     split: a name of your own, where two suites would share a key.
     media_root: where the paths of pictures and clips start; by default the data's folder.
     critiques: written by the model itself, `given` with the pairs, or `none`; num_critics and
@@ -79,6 +81,7 @@ class RewardPairs(Strict):
     limit: only the first so many pairs. method: what counts as right, in words.
     """
 
+    data: str | Path
     split: Split | None = None
     media_root: Path | None = None
     critiques: CritiqueSource = "self"
@@ -102,9 +105,11 @@ class RewardPairs(Strict):
         """The benchmark's numbers, from rows alone."""
 
     @property
-    @abstractmethod
     def folder(self) -> Path | None:
-        """Where files of pictures and clips lie; None where pictures are in the data itself."""
+        """Where files of pictures and clips lie: the one given, or that of the data; None for the
+        hub, whose rows hold pictures.
+        """
+        return self.media_root or folder_of(str(self.data))
 
     @property
     def label(self) -> str:
@@ -248,11 +253,8 @@ def macro(items: Sequence[Row]) -> Ratio:
 
     Each pair weighs 1 / (the pairs of its category). Intervals keep these weights.
     """
-    first = [row["categories"][0] for row in items]
-    sizes = Counter(first)
-    weights = [1 / sizes[category] for category in first]
-    right = [row["correct"] * weight for row, weight in zip(items, weights, strict=True)]
-    return ratio(right, weights)
+    right = np.array([row["correct"] for row in items], float)
+    return ratio(*over_categories(items, right, np.ones(len(items))))
 
 
 def numbered(pairs: Iterable[Pair]) -> list[Pair]:

@@ -20,7 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from evals.answer_files import ANSWERS, RESULTS, Answer, read_answers, read_model
-from evals.answering import Asked, answer, asked_by, check_files, files_of, fingerprint_of, keys_of
+from evals.answering import (
+    AnyBench,
+    Asked,
+    answer,
+    asked_by,
+    check_files,
+    files_of,
+    fingerprint_of,
+    keys_of,
+)
 from evals.base import Row, Suite, cluster_of
 from evals.benchmarks.verifiable import VerifiableBench
 from evals.config import EvalRecipe
@@ -31,7 +40,7 @@ from evals.known import RULES
 from evals.questions import QuestionBench
 from evals.rules import answer_tokens
 from evals.stats import intervals
-from evals.unread import holds_answer, unread_requests, with_readings
+from evals.unread import with_readings
 from mmalign import log
 from mmalign.errors import DataError
 from mmalign.generate.base import Generation, Generator
@@ -153,26 +162,28 @@ def _finish(
                 where=benchmark.key,
                 fix=f"check that {where}, and that a server, if it is one, replies",
             )
-        texts = {name: whole.text for name, whole in made.items()}
-        if isinstance(benchmark, VerifiableBench):
-            suite = benchmark.score(made)
-        elif isinstance(benchmark, JudgedBench):
-            assert judge is not None, "a recipe with judged benchmarks has a judge"
-            holds = benchmark.reader()
-            judged = judge.judge(benchmark.key, benchmark.verdict_requests(texts), holds)
-            suite = benchmark.score(texts, judged)
-        else:
-            suite = benchmark.score(texts)
-            if isinstance(benchmark, QuestionBench) and benchmark.judge_unread:
-                assert judge is not None, "a recipe that has answers judged has a judge"
-                unread = unread_requests(benchmark, texts)
-                judged = judge.judge(benchmark.key, unread, holds_answer(benchmark))
-                suite = with_readings(benchmark, suite, judged)
+        suite = _scored(benchmark, made, judge)
         items = [{**row, "num_tokens": _num_tokens(row, given)} for row in suite.items]
         rules = RULES.get(suite.benchmark)
         counted = answer_tokens(items) if rules is None or rules.length else {}
         scored.append(dataclasses.replace(suite, items=items, metrics=suite.metrics | counted))
     return write_results(folder, recipe, model, scored)
+
+
+def _scored(benchmark: AnyBench, made: Mapping[str, Generation], judge: Judge | None) -> Suite:
+    """The suite of a benchmark's answers, by request id, with what its judge says of them."""
+    if isinstance(benchmark, VerifiableBench):
+        return benchmark.score(made)
+    texts = {name: whole.text for name, whole in made.items()}
+    if isinstance(benchmark, JudgedBench):
+        assert judge is not None, "a recipe with judged benchmarks has a judge"
+        asked = benchmark.verdict_requests(texts)
+        return benchmark.score(texts, judge.judge(benchmark.key, asked, benchmark.reader()))
+    suite = benchmark.score(texts)
+    if isinstance(benchmark, QuestionBench) and benchmark.judge_unread:
+        assert judge is not None, "a recipe that has answers judged has a judge"
+        return with_readings(benchmark, suite, texts, judge)
+    return suite
 
 
 def write_results(

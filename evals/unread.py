@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from evals.base import Row, Suite
-from evals.judging import Holds, Judged
+from evals.judging import Judge
 from evals.rules import judged_metrics
 from mmalign.generate.base import Request
 from mmalign.judge import RULE, code_for
@@ -49,30 +49,26 @@ Answer: {form}"""
 _LINE = re.compile(r"^\W*answer\s*:\s*(\S.*?)\s*$", re.IGNORECASE | re.MULTILINE)
 
 
-def unread_requests(bench: QuestionBench, answers: Mapping[str, str]) -> list[Request]:
-    """What to ask the judge, by question id: of answers that the official rule does not read."""
-    return [
-        Request(id=question.id, prompt=user(_asked(question, answers[question.id])))
-        for question in bench.selected()
-        if question.id in answers and bench.read(question, answers[question.id], "official") is None
-    ]
-
-
-def holds_answer(bench: QuestionBench) -> Holds:
-    """Whether (question id, reply) names one answer, or says that there is none."""
-    questions = {question.id: question for question in bench.selected()}
-    return lambda id, reply: (
-        _line(reply) is not None
-        and (_none(reply) or _said(bench, questions[id], reply) is not None)
-    )
-
-
-def with_readings(bench: QuestionBench, suite: Suite, judged: Judged) -> Suite:
+def with_readings(
+    bench: QuestionBench, suite: Suite, answers: Mapping[str, str], judge: Judge
+) -> Suite:
     """The suite with the judge's readings: `judged` of each row, its credit, and the numbers.
 
-    Of several repeats the reading that most give counts, of ties the first.
+    The judge is asked about answers that the official rule did not read. Of several repeats the
+    reading that most give counts, of ties the first.
     """
     questions = {question.id: question for question in bench.selected()}
+
+    def holds(id: str, reply: str) -> bool:
+        """Whether a reply names one answer, or says that there is none."""
+        return _none(reply) or _said(bench, questions[id], reply) is not None
+
+    requests = [
+        Request(id=id, prompt=user(_asked(questions[id], answers[id])))
+        for id in (row["id"] for row in suite.items if row["official"] is None)
+        if id in answers
+    ]
+    judged = judge.judge(bench.key, requests, holds)
     items: list[Row] = []
     for row in suite.items:
         question, replies = questions[row["id"]], judged.texts.get(row["id"], [])

@@ -336,10 +336,8 @@ class Judge:
 
 def _request(question: _Question, suffix: str) -> tuple[Request, str]:
     """A request, and the code that its verdict must repeat."""
-    name = f"{question.id}/{suffix}"
-    texts, salt = question.texts, 0
-    while any((code := _digest([name, salt, *texts.items()])) in text for text in texts.values()):
-        salt += 1
+    name, texts = f"{question.id}/{suffix}", question.texts
+    code = _unheld([*texts.values()], lambda salt: [name, salt, *texts.items()])
     shown = "\n\n".join(
         f"[BEGIN {title} {code}]\n{text}\n[END {title} {code}]" for title, text in texts.items()
     )
@@ -365,8 +363,13 @@ def _read(question: _Question, code: str, reply: Generation | Unread) -> Any:
 
 def code_for(*texts: str) -> str:
     """A code that none of the texts holds, made of them all: marks with it cannot be forged."""
+    return _unheld(texts, lambda salt: [salt, *texts])
+
+
+def _unheld(texts: Sequence[str], made_of: Callable[[int], Any]) -> str:
+    """The first digest, by a growing salt, that stands in none of the texts."""
     salt = 0
-    while any((code := _digest([salt, *texts])) in text for text in texts):
+    while any((code := _digest(made_of(salt))) in text for text in texts):
         salt += 1
     return code
 

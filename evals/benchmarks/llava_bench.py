@@ -29,9 +29,9 @@ import numpy as np
 from pydantic import model_validator
 
 from evals.base import Row, read_jsonl, text_field
-from evals.judged import JUDGED_ROW, JudgedBench, disagreement, unjudged
+from evals.judged import JudgedBench, disagreement, judged_rules, unjudged
 from evals.questions import READINGS, Question, Reading
-from evals.rules import Metric, Rules
+from evals.rules import Metric
 from evals.sources import of_kind, read_json
 from evals.stats import Ratio, mean, ratio
 from mmalign.errors import DataError
@@ -269,23 +269,20 @@ def _rule(rules: Mapping[str, Any], key: str, file: Path | None) -> dict[str, st
     return {"role": text_field(rule, "role", where), "task": text_field(rule, "prompt", where)}
 
 
-RULES = Rules(
-    metrics=metrics,
-    read=(*JUDGED_ROW, "scores_strict", "references_official", "references_strict"),
-    same=("label", "categories", "cluster", "group"),
-    compared={
-        "official/relative_score": "bootstrap",
-        "official/points": "bootstrap",
-        "strict/relative_score": "bootstrap",
-    },
+RULES = judged_rules(
+    metrics,
+    ("official/relative_score", "official/points", "strict/relative_score"),
+    read=(
+        "scores_strict",
+        "references_official",
+        "references_strict",
+    ),
     shown=(
         Metric("official/relative_score", "relative score", "higher"),
         Metric("strict/relative_score", "relative score, strict", "higher"),
         Metric("official/points", "points", "higher", percent=False, decimals=2),
         Metric("official/reference_points", "the reference's points", percent=False, decimals=2),
-        Metric("unjudged_rate", "unjudged", "lower"),
     ),
-    items="questions",
     meaning="LLaVA-Bench asks open questions, and a language model scores each answer beside "
     "GPT-4's. The relative score is the sum of the scores by the sum of GPT-4's.",
 )

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from evals.base import Row, text_field
-from evals.judged import JUDGED_ROW, JudgedBench, disagreement, score_of, unjudged
+from evals.judged import JudgedBench, disagreement, judged_rules, score_of, unjudged
 from evals.judging import Holds
-from evals.questions import READINGS, Question, Reading
-from evals.rules import Metric, Rules
+from evals.questions import READINGS, Question, Reading, by_category
+from evals.rules import Metric
 from evals.sources import of_kind, read_json
-from evals.stats import Ratio, ratio
+from evals.stats import Ratio
 from mmalign.errors import DataError
 from mmalign.records import Media
 
@@ -121,15 +121,9 @@ def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
     """
     found = {f"{reading}/score": score_of(items, reading) for reading in READINGS}
     whole = found["official/score"]
-
-    def among(inside: Sequence[bool]) -> Ratio:
-        return ratio(whole.numerator * inside, inside)
-
-    for name in dict.fromkeys(name for row in items for name in row["categories"]):
-        found[f"official/score/{name}"] = among([name in row["categories"] for row in items])
-    together = ["+".join(sorted(row["categories"])) for row in items]
-    for name in dict.fromkeys(together):
-        found[f"official/integration/{name}"] = among([one == name for one in together])
+    together = [{"categories": ["+".join(sorted(row["categories"]))]} for row in items]
+    found |= by_category(items, "official/score", whole)
+    found |= by_category(together, "official/integration", whole)
     found["unjudged_rate"] = unjudged(items)
     found["judge_disagreement"] = disagreement(items)
     return found
@@ -148,17 +142,13 @@ def _share(text: str) -> float | None:
     return number if 0.0 <= number <= 1.0 else None
 
 
-RULES = Rules(
-    metrics=metrics,
-    read=JUDGED_ROW,
-    same=("label", "categories", "cluster", "group"),
-    compared={"official/score": "bootstrap", "strict/score": "bootstrap"},
+RULES = judged_rules(
+    metrics,
+    ("official/score", "strict/score"),
     shown=(
         Metric("official/score", "score", "higher"),
         Metric("strict/score", "score, strict", "higher"),
-        Metric("unjudged_rate", "unjudged", "lower"),
     ),
-    items="questions",
     meaning="MM-Vet asks questions that take several abilities, and a language model says how "
     "right each answer is, from 0 to 100.",
 )

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from evals.base import Row, text_field
-from evals.judged import JUDGED_ROW, JudgedBench, disagreement, score_of, unjudged
-from evals.questions import READINGS, Question, Reading
-from evals.rules import Metric, Rules
+from evals.judged import JudgedBench, disagreement, judged_rules, score_of, unjudged
+from evals.questions import READINGS, Question, Reading, by_category
+from evals.rules import Metric
 from evals.sources import media_of, of_kind, read_rows
 from evals.stats import Ratio, ratio
 
@@ -141,10 +141,7 @@ def metrics(items: Sequence[Row]) -> dict[str, Ratio]:
         points = [_points(row, reading) for row in items]
         low = [sum(n < 3 for n in of_item) / max(1, len(of_item)) for of_item in points]
         found[f"{reading}/hallucination_rate"] = ratio(low, [bool(of_item) for of_item in points])
-    whole = found["official/points"]
-    for name in dict.fromkeys(name for row in items for name in row["categories"]):
-        inside = [float(name in row["categories"]) for row in items]
-        found[f"official/points/{name}"] = ratio(whole.numerator * inside, inside)
+    found |= by_category(items, "official/points", found["official/points"])
     found["unjudged_rate"] = unjudged(items)
     found["judge_disagreement"] = disagreement(items)
     return found
@@ -155,22 +152,15 @@ def _points(row: Row, reading: Reading) -> list[float]:
     return points or ([0.0] if reading == "official" else [])
 
 
-RULES = Rules(
-    metrics=metrics,
-    read=(*JUDGED_ROW, "scores_strict"),
-    same=("label", "categories", "cluster", "group"),
-    compared={
-        "official/points": "bootstrap",
-        "official/hallucination_rate": "bootstrap",
-        "strict/points": "bootstrap",
-    },
+RULES = judged_rules(
+    metrics,
+    ("official/points", "official/hallucination_rate", "strict/points"),
+    read=("scores_strict",),
     shown=(
         Metric("official/points", "points", "higher", percent=False, decimals=2),
         Metric("official/hallucination_rate", "hallucinated", "lower"),
         Metric("strict/points", "points, strict", "higher", percent=False, decimals=2),
-        Metric("unjudged_rate", "unjudged", "lower"),
     ),
-    items="questions",
     meaning="MMHal-Bench asks about pictures, and a language model gives each answer 0 to 6 "
     "points; below 3 it says what is not there.",
 )

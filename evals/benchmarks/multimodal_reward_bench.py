@@ -14,11 +14,10 @@ it, do not compare.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from evals.base import Row, text_field
-from evals.reward_pairs import READ, Pair, RewardPairs, accuracies, folder_of, macro, numbered
+from evals.reward_pairs import READ, Pair, RewardPairs, accuracies, macro, numbered
 from evals.rules import Metric, Rules
 from evals.sources import media_of, read_rows
 from evals.stats import Ratio
@@ -59,11 +58,6 @@ class MultimodalRewardBench(RewardPairs):
     def metrics(self, items: Sequence[Row]) -> dict[str, Ratio]:
         """acc, of each area and part too, and macro_acc."""
         return metrics(items)
-
-    @property
-    def folder(self) -> Path | None:
-        """The one given, or that of the file."""
-        return self.media_root or folder_of(self.data)
 
 
 def categories(id: str, area: str) -> tuple[str, ...]:

@@ -28,9 +28,9 @@ from pydantic import Field
 
 from evals.base import Row, text_field
 from evals.benchmarks.tempcompass import ASPECTS, truth_of
-from evals.judged import JUDGED_ROW, JudgedBench, disagreement, score_of, unjudged
+from evals.judged import JudgedBench, disagreement, judged_rules, score_of, unjudged
 from evals.questions import Question, Reading, by_category
-from evals.rules import Metric, Rules
+from evals.rules import Metric
 from evals.sources import of_kind, read_json
 from evals.stats import Ratio
 from mmalign.errors import DataError
@@ -148,15 +148,12 @@ def _choice(
     return text, *truth_of("multi-choice", text, text_field(row, "answer", where), where)
 
 
-RULES = Rules(
-    metrics=metrics,
-    read=JUDGED_ROW,
-    same=("label", "categories", "cluster", "group"),
-    compared={"official/accuracy": "bootstrap", "strict/accuracy": "bootstrap"},
+RULES = judged_rules(
+    metrics,
+    ("official/accuracy", "strict/accuracy"),
     shown=(
         Metric("official/accuracy", "accuracy", "higher"),
         Metric("strict/accuracy", "accuracy, strict", "higher"),
-        Metric("unjudged_rate", "unjudged", "lower"),
     ),
     items="captions",
     meaning="A caption is right if a language model that sees it alone answers a multiple-choice "

@@ -16,11 +16,11 @@ apart by id, query and responses; here the second pair of an id gets a number.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal, TypeGuard, TypeVar
 
 from evals.base import Row, text_field
-from evals.reward_pairs import READ, Pair, RewardPairs, accuracies, folder_of, macro, numbered
+from evals.reward_pairs import READ, Pair, RewardPairs, accuracies, macro, numbered
 from evals.rules import Metric, Rules
 from evals.sources import media_of, read_rows
 from evals.stats import Ratio
@@ -71,11 +71,6 @@ class VlRewardBench(RewardPairs):
     def metrics(self, items: Sequence[Row]) -> dict[str, Ratio]:
         """acc, of each category too, and macro_acc."""
         return metrics(items)
-
-    @property
-    def folder(self) -> Path | None:
-        """The one given, or that of the file."""
-        return self.media_root or folder_of(self.data)
 
 
 def category(id: str, image_path: str | None = None) -> str | None:
